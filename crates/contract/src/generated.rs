@@ -1,0 +1,101 @@
+//! Files that are generated from the types: the JSON Schema of `project.toml`, `docs/configuration.md`, `docs/errors.md`.
+//! The tests fail when a committed file is stale; `UPDATE=1 cargo test -p tunesmith-contract generated` rewrites them.
+
+use std::{fmt::Write as _, fs, path::PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::{ErrorName, ProjectSettings};
+
+fn check(path: &str, wanted: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+    if std::env::var_os("UPDATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, wanted).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == wanted, "{} is stale: run UPDATE=1 cargo test -p tunesmith-contract generated", path.display());
+}
+
+fn schema() -> Value {
+    serde_json::to_value(schemars::schema_for!(ProjectSettings)).unwrap()
+}
+
+#[test]
+fn the_json_schema_of_project_toml_is_fresh() {
+    check("docs/schemas/project.schema.json", &(serde_json::to_string_pretty(&schema()).unwrap() + "\n"));
+}
+
+fn cell(text: &str) -> String {
+    text.replace('\n', " ").replace('|', "\\|")
+}
+
+fn resolve<'a>(root: &'a Value, value: &'a Value) -> &'a Value {
+    value["$ref"].as_str().and_then(|r| root.pointer(r.trim_start_matches('#'))).unwrap_or(value)
+}
+
+fn type_name(root: &Value, property: &Value) -> String {
+    let property = resolve(root, property);
+    if let Some(variants) = property["oneOf"].as_array() {
+        let names = variants.iter().filter_map(|v| v["const"].as_str()).map(|v| format!("`\"{v}\"`"));
+        return names.collect::<Vec<_>>().join(" or ");
+    }
+    match &property["type"] {
+        Value::String(kind) if kind == "array" => format!("list of {}", type_name(root, &property["items"])),
+        Value::String(kind) => kind.clone(),
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" or "),
+        _ => "value".to_owned(),
+    }
+}
+
+fn rows(out: &mut String, root: &Value, table: &str, properties: &Map<String, Value>, defaults: &Value) {
+    for (key, property) in properties {
+        let object = resolve(root, property);
+        if object["properties"].is_object() {
+            continue;
+        }
+        let default = match &defaults[key] {
+            Value::Null => "none".to_owned(),
+            value => format!("`{value}`"),
+        };
+        let name = if table.is_empty() { key.clone() } else { format!("{table}.{key}") };
+        let description = cell(property["description"].as_str().unwrap_or_default());
+        let _ = writeln!(out, "| `{name}` | {} | {default} | {description} |", type_name(root, property));
+    }
+}
+
+#[test]
+fn the_configuration_page_is_fresh() {
+    let (root, defaults) = (schema(), serde_json::to_value(ProjectSettings::default()).unwrap());
+    let mut out = String::from(
+        "# project.toml\n\n\
+         Upload it as `<project>/project.toml` beside the documents. Every key has a default except the budget; unknown keys are\n\
+         refused with the key, the line and what to write instead. This page is generated from `crates/contract/src/settings.rs`;\n\
+         editors can check the file against [`schemas/project.schema.json`](schemas/project.schema.json).\n\n\
+         | key | type | default | meaning |\n|---|---|---|---|\n",
+    );
+    let properties = root["properties"].as_object().unwrap();
+    rows(&mut out, &root, "", properties, &defaults);
+    for (table, property) in properties {
+        if let Some(inner) = resolve(&root, property)["properties"].as_object() {
+            rows(&mut out, &root, table, inner, &defaults[table]);
+        }
+    }
+    out.push_str("\nThe smallest useful file:\n\n```toml\n[budget]\nmonthly_limit_usd = 25.0\n```\n");
+    check("docs/configuration.md", &out);
+}
+
+#[test]
+fn the_page_of_errors_is_fresh() {
+    let mut out = String::from(
+        "# Errors\n\n\
+         Every failure has one of these names: as `errorType` of a Lambda function, as the error of a Step Functions task, in\n\
+         the e-mail that reports it. The state machines match these names and nothing else. This page is generated from\n\
+         `crates/contract/src/error_name.rs`.\n\n| name | what happened | what to do | tried again |\n|---|---|---|---|\n",
+    );
+    for name in ErrorName::ALL {
+        let again = if name.is_retryable() { "yes" } else { "no" };
+        let _ = writeln!(out, "| `{name}` | {} | {} | {again} |", cell(name.cause()), cell(name.remedy()));
+    }
+    check("docs/errors.md", &out);
+}

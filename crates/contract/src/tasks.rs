@@ -1,0 +1,264 @@
+//! Inputs and outputs of the state machines' tasks: what stands between `infra/state-machines/*.asl.json` and the functions.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    approval::Verdict,
+    documents::SplitSize,
+    ids::{DatasetId, IndexId, ProjectId, RunId},
+    money::Usd,
+    plan::Quote,
+};
+
+/// Input of `training-pipeline`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineInput {
+    /// The project.
+    pub project: ProjectId,
+}
+
+/// Input of `prepare-dataset`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrepareDatasetInput {
+    /// The project.
+    pub project: ProjectId,
+}
+
+/// Output of `prepare-dataset`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreparedDataset {
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// Number of documents in it.
+    pub documents: u64,
+    /// Training split.
+    pub train: SplitSize,
+    /// Test split.
+    pub test: SplitSize,
+}
+
+/// Input of `index-documents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexDocumentsInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The dataset: its manifest names the documents.
+    pub dataset: DatasetId,
+}
+
+/// Output of `index-documents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexedDocuments {
+    /// The index.
+    pub index: IndexId,
+    /// Number of chunks.
+    pub chunks: u64,
+}
+
+/// Input of `plan-training`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanTrainingInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// The index.
+    pub index: IndexId,
+}
+
+/// Output of `plan-training`; the whole plan is in `runs/{run}/plan.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedTraining {
+    /// The run.
+    pub run: RunId,
+    /// The price.
+    pub quote: Quote,
+    /// First choice of machine.
+    pub instance_type: String,
+}
+
+/// Input of `guard-budget`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuardBudgetInput {
+    /// What to do.
+    pub action: GuardAction,
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+    /// Execution ARN of the pipeline.
+    pub execution: String,
+}
+
+/// What `guard-budget` can do. Each is idempotent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardAction {
+    /// Reserve the quote's upper bound in the budgets of project and account.
+    Reserve,
+    /// Charge what was metered, give the rest back; the run is `trained`.
+    Settle,
+    /// The run failed: the same as settle, and the run is `failed`. Does nothing without a reservation.
+    Release,
+    /// The gate refused: the run is `gate_refused`.
+    GateRefused,
+    /// The approver refused: the run is `rejected`.
+    Rejected,
+}
+
+/// Output of `guard-budget`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardedBudget {
+    /// What happened.
+    pub outcome: GuardOutcome,
+    /// Reserved for this run.
+    pub reserved: Usd,
+    /// Charged for this run.
+    pub settled: Usd,
+    /// Given back.
+    pub returned: Usd,
+    /// What is left of the project's month.
+    pub left: Usd,
+}
+
+/// What `guard-budget` did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardOutcome {
+    /// Reserved now, or before by this same execution.
+    Reserved,
+    /// Another pipeline works on this very run: this one ends without an effect.
+    AlreadyRunning,
+    /// This very run is published already: this pipeline ends without an effect.
+    AlreadyPublished,
+    /// Settled now or before.
+    Settled,
+    /// Nothing to do.
+    Nothing,
+}
+
+/// Input of `launch-training` (state `TrainModel`, waits for the task token; output [`crate::job::TrainReport`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchTrainingInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+    /// Execution ARN of the pipeline.
+    pub execution: String,
+    /// Where the trainer reports.
+    pub task_token: String,
+}
+
+/// Input of `gate-model`; output [`crate::evaluation::GateDecision`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateModelInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+}
+
+/// Input of `request-approval` (waits for the task token; output [`crate::approval::ApprovalDecision`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestApprovalInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+    /// Where the answer is reported.
+    pub task_token: String,
+}
+
+/// Input of `answer-approval` when invoked by `approve-deployment` or the CLI, and of `approve-deployment` itself
+/// (there `by` may be absent: the state machine fills in its own execution ARN).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerApprovalInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The run; absent means: the only one that waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// Yes or no.
+    pub verdict: Verdict,
+    /// Who.
+    #[serde(default)]
+    pub by: String,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Input of `deploy-endpoint`; output [`crate::deployment::Deployment`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployEndpointInput {
+    /// What to do.
+    pub action: DeployAction,
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+}
+
+/// What `deploy-endpoint` can do. Each is idempotent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeployAction {
+    /// Create model and configuration; create or update the endpoint.
+    Deploy,
+    /// Back to the previous configuration; the first deployment is deleted.
+    RollBack,
+    /// Verified: write `LIVE`, mark the run published, mail it.
+    Publish,
+}
+
+/// Input of `verify-endpoint`; output [`crate::deployment::Verification`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyEndpointInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+}
+
+/// Input of `sweep-resources`: a schedule sends none of the fields, a failing pipeline sends both.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SweepResourcesInput {
+    /// Only this project's.
+    #[serde(default)]
+    pub project: Option<ProjectId>,
+    /// Only this run's machines: all of them, expired or not.
+    #[serde(default)]
+    pub run: Option<RunId>,
+}
+
+/// Output of `sweep-resources`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SweptResources {
+    /// Machines ended.
+    pub terminated: Vec<String>,
+    /// Leases closed.
+    pub closed_leases: Vec<String>,
+}
+
+/// Output of `watch-costs`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WatchedCosts {
+    /// Machines metered.
+    pub machines: u64,
+    /// Alarms mailed, as `project percent`.
+    pub alarms: Vec<String>,
+    /// Machines told to stop.
+    pub stopped: Vec<String>,
+}
