@@ -1,0 +1,172 @@
+//! How much work a run is: optimizer steps, tokens, floating-point operations, memory.
+
+use tunesmith_contract::{
+    Seconds,
+    documents::{DatasetManifest, SplitSize},
+    settings::TrainingSettings,
+};
+
+use crate::{Machine, ModelShape};
+
+/// UTF-8 bytes per token, for the estimate before anything was tokenized. English text has about 4 with vocabularies of 32k
+/// to 128k and 3 with small ones; counting too many tokens makes the quote too high, never too low.
+const BYTES_PER_TOKEN: u64 = 3;
+/// Loading weights and data, checkpoints, uploads, the report: on every machine.
+const FIXED: Seconds = Seconds(45);
+/// From the launch to the trainer's first step: booting, pulling the image. Measured boots of EC2 Linux take 30 to 60 s,
+/// pulling 1 to 5 GB the rest.
+const BOOT: Seconds = Seconds(150);
+
+/// What decides about the work.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkloadInput<'a> {
+    /// The base model.
+    pub shape: ModelShape,
+    /// How it is trained.
+    pub training: &'a TrainingSettings,
+    /// Sizes of the splits.
+    pub dataset: &'a DatasetManifest,
+}
+
+/// The work of one run, evaluation included.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Workload {
+    /// Optimizer steps.
+    pub steps: u32,
+    /// Tokens that will be trained on, in all epochs.
+    pub tokens: u64,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Memory for weights, adapter, optimizer and activations.
+    pub memory_gib: f64,
+    /// Parameters of the base model.
+    pub parameters: u64,
+}
+
+/// Estimates the work.
+///
+/// Forward takes 2 operations for each parameter and token; backward over a frozen base as many again (gradients of
+/// activations, none of weights). Attention adds 4 · layers · sequence · hidden for each token, in each pass. Evaluation is
+/// two forward passes (base and tuned) over validation and test split. Source of the counting: Kaplan et al. 2020, "Scaling
+/// Laws for Neural Language Models", table 1.
+#[must_use]
+pub fn workload(input: &WorkloadInput<'_>) -> Workload {
+    let t = input.training;
+    let length = u64::from(t.sequence_length.max(1));
+    let train = tokens(&input.dataset.train);
+    let sequences = train.div_ceil(length).max(input.dataset.train.examples).max(1);
+    let per_step = u64::from(t.batch_size.max(1)) * u64::from(t.accumulation.max(1));
+    let wanted = sequences.div_ceil(per_step).saturating_mul(u64::from(t.epochs));
+    let limit = if t.max_steps == 0 { u64::from(u32::MAX) } else { u64::from(t.max_steps) };
+    let steps = wanted.min(limit);
+    let trained = train.saturating_mul(u64::from(t.epochs)).min(steps.saturating_mul(per_step * length));
+
+    let parameters = input.shape.parameters as f64;
+    let attention = 4.0 * (input.shape.layers * input.shape.hidden) as f64 * length as f64;
+    let forward = 2.0 * parameters + attention;
+    let scored = (tokens(&input.dataset.test) + tokens(&input.dataset.validation)) as f64;
+    let flops = forward * (2.0 * trained as f64 + 2.0 * scored);
+
+    // f32 weights; activations: about 16 values of hidden width for each token and layer of a batch; 1 GiB for the rest
+    let batch_tokens = (u64::from(t.batch_size) * length) as f64;
+    let activations = batch_tokens * (input.shape.layers * input.shape.hidden) as f64 * 16.0 * 4.0;
+    let memory_gib = (parameters * 4.0 * 1.1 + activations) / f64::from(1_u32 << 30) + 1.0;
+    Workload {
+        steps: u32::try_from(steps).unwrap_or(u32::MAX),
+        tokens: trained,
+        flops,
+        memory_gib,
+        parameters: input.shape.parameters,
+    }
+}
+
+impl Workload {
+    /// Whether the machine has the memory for it.
+    #[must_use]
+    pub fn fits(&self, machine: &Machine) -> bool {
+        let have = f64::from(machine.gpu_memory_gib.unwrap_or(machine.memory_gib));
+        self.memory_gib <= have * 0.9
+    }
+
+    /// Predicted time on this machine, from its launch to its end.
+    #[must_use]
+    pub fn time_on(&self, machine: &Machine) -> Seconds {
+        let work = (self.flops / machine.flops).ceil();
+        Seconds(work as u64).plus(BOOT).plus(FIXED)
+    }
+}
+
+trait Plus {
+    fn plus(self, other: Self) -> Self;
+}
+
+impl Plus for Seconds {
+    fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+fn tokens(split: &SplitSize) -> u64 {
+    split.bytes.div_ceil(BYTES_PER_TOKEN)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::PriceTable;
+
+    pub(crate) fn manifest(train_bytes: u64) -> DatasetManifest {
+        let split = |bytes: u64| SplitSize { documents: 9, examples: bytes / 900, words: bytes / 6, bytes };
+        DatasetManifest {
+            dataset: "ds-0123456789abcdef".parse().unwrap(),
+            project: "handbook".parse().unwrap(),
+            train: split(train_bytes),
+            validation: split(train_bytes / 10),
+            test: split(train_bytes / 10),
+            documents: Vec::new(),
+            duplicates: Vec::new(),
+            quarantined: 0,
+        }
+    }
+
+    pub(crate) const MINI: ModelShape = ModelShape { parameters: 5_000_000, layers: 6, hidden: 256 };
+    pub(crate) const SEVEN_B: ModelShape = ModelShape { parameters: 7_000_000_000, layers: 32, hidden: 4096 };
+
+    fn of(shape: ModelShape, training: &TrainingSettings, bytes: u64) -> Workload {
+        workload(&WorkloadInput { shape, training, dataset: &manifest(bytes) })
+    }
+
+    #[test]
+    fn steps_follow_epochs_batch_and_limit() {
+        let training = TrainingSettings::default();
+        // 768,000 bytes are 256,000 tokens, 1,000 sequences of 256, 125 batches of 8, three times
+        assert_eq!(of(MINI, &training, 768_000).steps, 375);
+        let limited = TrainingSettings { max_steps: 20, ..training };
+        let work = of(MINI, &limited, 768_000);
+        assert_eq!((work.steps, work.tokens), (20, 20 * 8 * 256));
+    }
+
+    #[test]
+    fn ten_times_the_model_is_about_ten_times_the_work() {
+        let training = TrainingSettings::default();
+        let (small, large) = (of(MINI, &training, 768_000), of(SEVEN_B, &training, 768_000));
+        let ratio = large.flops / small.flops;
+        assert!((1000.0..1500.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn a_large_model_needs_a_large_machine() {
+        let table = PriceTable::embedded().unwrap();
+        let work = of(SEVEN_B, &TrainingSettings { batch_size: 1, ..TrainingSettings::default() }, 768_000);
+        assert!(!work.fits(table.machine("g5.xlarge").unwrap()), "{}", work.memory_gib);
+        assert!(work.fits(table.machine("g6e.xlarge").unwrap()), "{}", work.memory_gib);
+        assert!(of(MINI, &TrainingSettings::default(), 768_000).fits(table.machine("c7i.large").unwrap()));
+    }
+
+    #[test]
+    fn a_small_run_is_mostly_boot_time() {
+        let table = PriceTable::embedded().unwrap();
+        let time = of(MINI, &TrainingSettings::default(), 768_000).time_on(table.machine("c7i.xlarge").unwrap());
+        assert!((Seconds(195)..Seconds(600)).contains(&time), "{time:?}");
+    }
+}

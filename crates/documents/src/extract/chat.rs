@@ -1,0 +1,99 @@
+//! Chat examples: one `{"messages": [{"role": …, "content": …}, …]}` a line.
+
+use serde::Deserialize;
+use tunesmith_contract::documents::{Message, QuarantineReason, Role, SkippedLine};
+
+use super::Extracted;
+
+/// The form of one line. Further keys beside `messages` (ids, tags) are ignored: exports carry them.
+#[derive(Deserialize)]
+struct Line {
+    messages: Vec<Message>,
+}
+
+/// At most this many bad lines are listed; the rest are counted in the last entry.
+const MAX_LISTED: usize = 100;
+
+/// Reads chat examples. Empty lines are skipped in silence, bad ones are listed with their number and reason.
+pub fn extract(text: &str) -> Result<Extracted, QuarantineReason> {
+    let mut extracted = Extracted::default();
+    let (mut lines, mut unlisted, mut first) = (0, 0u64, None);
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        lines += 1;
+        match parse(line) {
+            Ok(messages) => extracted.chats.push(messages),
+            Err(reason) => {
+                let skipped = SkippedLine { line: index as u64 + 1, reason };
+                first.get_or_insert_with(|| format!("line {}: {}", skipped.line, skipped.reason));
+                if extracted.skipped_lines.len() < MAX_LISTED {
+                    extracted.skipped_lines.push(skipped);
+                } else {
+                    unlisted += 1;
+                }
+            }
+        }
+    }
+    if extracted.chats.is_empty() {
+        return Err(QuarantineReason::NoUsableLine { lines, first: first.unwrap_or_default() });
+    }
+    if unlisted > 0
+        && let Some(last) = extracted.skipped_lines.last_mut()
+    {
+        last.reason.push_str(&format!(" (and {unlisted} further lines after this one)"));
+    }
+    Ok(extracted)
+}
+
+fn parse(line: &str) -> Result<Vec<Message>, String> {
+    let Line { messages } = serde_json::from_str(line).map_err(|error| {
+        let error = error.to_string();
+        // The position inside the line repeats what the list says, and would call every line "line 1".
+        error.split(" at line ").next().unwrap_or_default().to_owned()
+    })?;
+    if let Some(at) = messages.iter().position(|m| m.content.trim().is_empty()) {
+        return Err(format!("message {} has no content", at + 1));
+    }
+    if messages.iter().skip(1).any(|m| m.role == Role::System) {
+        return Err("a system message may only stand first".into());
+    }
+    let turns: Vec<Role> = messages.iter().map(|m| m.role).filter(|r| *r != Role::System).collect();
+    if turns.first() != Some(&Role::User) {
+        return Err("the first turn must be the user's".into());
+    }
+    if turns.last() != Some(&Role::Assistant) {
+        return Err("the last turn must be the assistant's: it is what the model learns".into());
+    }
+    if turns.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("user and assistant must take turns".into());
+    }
+    Ok(messages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_lines_are_kept_and_bad_ones_listed() {
+        let text = r#"{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello"}],"id":7}
+
+{"messages":[{"role":"user","content":"Hi"}]}
+{"messages":[{"role":"robot","content":"Hi"}]}
+not json
+{"messages":[{"role":"user","content":" "},{"role":"assistant","content":"x"}]}
+{"messages":[{"role":"user","content":"a"},{"role":"user","content":"a"},{"role":"assistant","content":"x"}]}
+{"messages":[]}"#;
+        let extracted = extract(text).unwrap();
+        assert_eq!(extracted.chats.len(), 1);
+        let lines: Vec<u64> = extracted.skipped_lines.iter().map(|s| s.line).collect();
+        assert_eq!(lines, [3, 4, 5, 6, 7, 8]);
+        assert!(extracted.skipped_lines[0].reason.contains("last turn"));
+        assert!(extracted.skipped_lines[1].reason.contains("robot"), "{}", extracted.skipped_lines[1].reason);
+    }
+
+    #[test]
+    fn a_file_without_a_usable_line_says_so() {
+        let Err(QuarantineReason::NoUsableLine { lines: 2, first }) = extract("{}\n[]\n") else { panic!() };
+        assert!(first.starts_with("line 1: missing field `messages`"), "{first}");
+    }
+}
