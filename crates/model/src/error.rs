@@ -1,0 +1,166 @@
+//! What can go wrong with a model folder, a tokenizer, an adapter or a computation.
+
+use std::path::{Path, PathBuf};
+
+/// Every failure of this crate. None of them is cured by trying again: each says what was found and what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file cannot be read or written.
+    #[error("cannot read or write {path}: {source}; check that the file is there and complete")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A JSON file is not what its name promises.
+    #[error("{path} is not valid: {source}; fetch the file again or correct it")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where the parser stopped.
+        source: serde_json::Error,
+    },
+    /// A value of `config.json` asks for mathematics that this crate does not compute.
+    #[error("config.json: {key} = {value} is not supported ({supported}); choose another base model")]
+    UnsupportedConfig {
+        /// The key.
+        key: String,
+        /// The value found.
+        value: String,
+        /// What would be accepted.
+        supported: &'static str,
+    },
+    /// A safetensors file is truncated or not a safetensors file.
+    #[error("{path} is not a complete safetensors file ({reason}); fetch it again")]
+    BadSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words.
+        reason: String,
+    },
+    /// A tensor that the configuration promises is absent.
+    #[error(
+        "tensor {name} with shape {wanted:?} is missing in {folder}; the weights do not belong to this config.json"
+    )]
+    MissingTensor {
+        /// Its name.
+        name: String,
+        /// The shape that the configuration implies.
+        wanted: Vec<usize>,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// A tensor has another shape than the configuration implies.
+    #[error("tensor {name} has shape {found:?}, wanted {wanted:?}; the weights do not belong to this configuration")]
+    WrongShape {
+        /// Its name.
+        name: String,
+        /// The shape that the configuration implies.
+        wanted: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor is stored in a number format that is not read.
+    #[error("tensor {name} is stored as {found}; store it as F32, F16 or BF16")]
+    WrongDtype {
+        /// Its name.
+        name: String,
+        /// The format in the file.
+        found: String,
+    },
+    /// A token id lies outside the model's vocabulary.
+    #[error("token id {id} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another model")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// The number of rows of the embedding.
+        vocabulary: usize,
+    },
+    /// More positions than the model was made for.
+    #[error(
+        "{length} tokens exceed the model's {limit} positions; shorten the text or choose a model with longer context"
+    )]
+    TooManyPositions {
+        /// Tokens asked for.
+        length: usize,
+        /// `max_position_embeddings`, or the capacity of the cache.
+        limit: usize,
+    },
+    /// Nothing to compute.
+    #[error("the batch holds no token; pass at least one")]
+    EmptyBatch,
+    /// A batch whose parts do not fit together.
+    #[error("batch of {ids} ids has {targets} targets and lengths that add up to {lengths}; make the three equal")]
+    BadBatch {
+        /// Number of ids.
+        ids: usize,
+        /// Number of targets.
+        targets: usize,
+        /// Sum of the lengths.
+        lengths: usize,
+    },
+    /// The tokenizer cannot be loaded or refuses the text.
+    #[error("tokenizer {path}: {reason}; use the tokenizer.json that came with the base model")]
+    Tokenizer {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// The library's words.
+        reason: String,
+    },
+    /// The tokenizer has no chat template and a chat was to be rendered.
+    #[error("the tokenizer has no chat_template; add one to tokenizer_config.json or train on plain text")]
+    NoChatTemplate,
+    /// The chat template refuses these messages or is wrong itself.
+    #[error("the chat template fails: {reason}; check the order of the roles and the template")]
+    ChatTemplate {
+        /// The template engine's words, with line numbers.
+        reason: String,
+    },
+    /// A turn of the assistant cannot be located in the rendered conversation.
+    #[error(
+        "turn {turn} cannot be located in the rendered conversation because the template rewrites earlier turns; \
+         split the conversation so that this turn is the last"
+    )]
+    TurnNotLocated {
+        /// Index of the message.
+        turn: usize,
+    },
+    /// No token ends a turn.
+    #[error("no end-of-turn token: neither generation_config.json, config.json nor tokenizer_config.json names one")]
+    NoTerminator,
+    /// Settings of an adapter that make no sense or are not computed here.
+    #[error("adapter: {key} = {value} is not supported; {remedy}")]
+    UnsupportedAdapter {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What to write instead.
+        remedy: &'static str,
+    },
+    /// An adapter that was trained for another base model.
+    #[error("adapter tensor {name}: {reason}; the adapter belongs to another base model or is incomplete")]
+    AdapterMismatch {
+        /// The tensor.
+        name: String,
+        /// What differs.
+        reason: String,
+    },
+    /// The tensor library failed.
+    #[error("tensor library: {0}")]
+    Compute(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self + '_ {
+        move |source| Self::Json { path: path.to_path_buf(), source }
+    }
+}
+
+/// Shorthand of this crate.
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;

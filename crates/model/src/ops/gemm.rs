@@ -1,0 +1,166 @@
+//! Matrix product into an existing buffer: `dst = [dst +] scale · a · b`, any strides.
+//!
+//! candle's own `matmul` always allocates its result; training accumulates (base product, then adapter product) into one.
+//! Both use the same `gemm` crate. For a given shape each result element is summed in one fixed order, whatever the number of
+//! threads (tested below), because `gemm` splits `m` and `n` between threads, never `k`.
+
+use gemm::Parallelism;
+
+/// A matrix in a slice: element `(i, j)` lies at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// A row-major matrix whose rows are `row_stride` apart.
+    #[must_use]
+    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transposed matrix, without moving anything.
+    #[must_use]
+    pub fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    fn span(&self) -> usize {
+        span(self.rows, self.cols, self.row_stride, self.col_stride)
+    }
+}
+
+/// A row-major matrix to write to.
+pub struct ViewMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+}
+
+impl<'a> ViewMut<'a> {
+    /// A row-major matrix whose rows are `row_stride` apart.
+    #[must_use]
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { data, rows, cols, row_stride }
+    }
+}
+
+/// What happens to the values that were in the destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// They are overwritten.
+    Replace,
+    /// The product is added to them.
+    Add,
+}
+
+/// Who computes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread only: for use inside a task that is already parallel.
+    One,
+    /// The current rayon pool.
+    Pool,
+}
+
+/// `dst = scale · a · b`, or added to `dst`. Panics when the shapes do not fit: that is an error of the calling kernel.
+pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>, threads: Threads) {
+    assert!(dst.rows == a.rows && dst.cols == b.cols && a.cols == b.rows, "gemm shapes do not fit");
+    assert!(span(dst.rows, dst.cols, dst.row_stride, 1) <= dst.data.len(), "gemm destination too short");
+    assert!(a.span() <= a.data.len() && b.span() <= b.data.len(), "gemm operand too short");
+    let parallelism = match (threads, rayon::current_num_threads()) {
+        (Threads::Pool, num_threads) if num_threads > 1 => Parallelism::Rayon(num_threads),
+        _ => Parallelism::None,
+    };
+    // SAFETY: the assertions above keep every access inside the three slices, and `dst` is borrowed mutably.
+    unsafe {
+        gemm::gemm(
+            dst.rows,
+            dst.cols,
+            a.cols,
+            dst.data.as_mut_ptr(),
+            1,
+            dst.row_stride as isize,
+            write == Write::Add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+fn span(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + (cols - 1) * col_stride + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::new(seed, 0);
+        (0..len).map(|_| rng.uniform() - 0.5).collect()
+    }
+
+    #[test]
+    fn adds_a_scaled_product_of_a_transposed_operand() {
+        let (m, n, k) = (5, 7, 3);
+        let (a, b) = (random(m * k, 1), random(n * k, 2));
+        let mut dst = vec![1.0; m * n];
+        let view = View::new(&b, n, k, k).t();
+        gemm(ViewMut::new(&mut dst, m, n, n), Write::Add, 2.0, View::new(&a, m, k, k), view, Threads::One);
+        for i in 0..m {
+            for j in 0..n {
+                let sum: f32 = (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum();
+                assert!((dst[i * n + j] - (1.0 + 2.0 * sum)).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn result_is_the_same_to_the_bit_at_any_number_of_threads() {
+        // the shapes of a training step: projections, adapters, head, and a lone row as in generation
+        for (m, n, k) in
+            [(1000, 512, 256), (1000, 16, 256), (256, 16, 1000), (16, 688, 1000), (128, 4096, 256), (1, 768, 256)]
+        {
+            for transposed in [false, true] {
+                let (a, b) = (random(m * k, 3), random(n * k, 4));
+                let product = |num_threads: usize| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+                    let mut dst = vec![0.0; m * n];
+                    let b = if transposed { View::new(&b, n, k, k).t() } else { View::new(&b, k, n, n) };
+                    pool.install(|| {
+                        gemm(
+                            ViewMut::new(&mut dst, m, n, n),
+                            Write::Replace,
+                            1.0,
+                            View::new(&a, m, k, k),
+                            b,
+                            Threads::Pool,
+                        );
+                    });
+                    dst
+                };
+                let one = product(1);
+                for num_threads in [2, 3, 5] {
+                    assert!(one == product(num_threads), "{m}x{n}x{k} differs at {num_threads} threads");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! `tokenizer.json` with what surrounds it: special tokens, chat template, the tokens that end an answer.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::chat::ChatTemplate;
+use crate::config::token_ids;
+use crate::error::{ModelError, Result};
+
+/// Text to tokens and back.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    bos_opt: Option<u32>,
+    eos_opt: Option<u32>,
+    terminators: BTreeSet<u32>,
+    template_opt: Option<ChatTemplate>,
+}
+
+/// Tokens of a text and the bytes of the text that each stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Byte range of each token; empty for tokens that stand for nothing in the text.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and where they exist `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`
+    /// and `config.json` of a model folder. Fails when no file names a token that ends a text: a model trained without one
+    /// never stops.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let refused =
+            |reason: tokenizers::Error| ModelError::Tokenizer { path: path.clone(), reason: reason.to_string() };
+        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(refused)?;
+        // a truncation or padding stored in the file would silently change texts
+        inner.with_truncation(None).map_err(refused)?;
+        inner.with_padding(None);
+        let settings = optional_json(&folder.join("tokenizer_config.json"))?;
+        let special = |key: &str| match settings.get(key) {
+            Some(Value::String(token)) => Some(token.clone()),
+            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).map(str::to_owned),
+            _ => None,
+        };
+        let (bos, eos) = (special("bos_token"), special("eos_token"));
+        let id = |token: &Option<String>| token.as_ref().and_then(|token| inner.token_to_id(token));
+        let (bos_opt, mut eos_opt) = (id(&bos), id(&eos));
+        let mut terminators: BTreeSet<u32> = eos_opt.into_iter().collect();
+        for name in ["generation_config.json", "config.json"] {
+            let ids = token_ids(optional_json(&folder.join(name))?.get("eos_token_id"));
+            eos_opt = eos_opt.or(ids.first().copied());
+            terminators.extend(ids);
+        }
+        if terminators.is_empty() {
+            return Err(ModelError::NoTerminator);
+        }
+        let template_opt = match template_source(folder, &settings)? {
+            Some(source) => {
+                Some(ChatTemplate::new(&source, bos.as_deref().unwrap_or(""), eos.as_deref().unwrap_or(""))?)
+            }
+            None => None,
+        };
+        Ok(Self { inner, path, bos_opt, eos_opt, terminators, template_opt })
+    }
+
+    /// Tokens of `text`, with the special tokens that the tokenizer itself adds (usually one at the start).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encode_with_offsets(text, SpecialTokens::Add)?.ids)
+    }
+
+    /// Tokens of a text that already contains its special tokens, such as a rendered conversation.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encode_with_offsets(text, SpecialTokens::Leave)?.ids)
+    }
+
+    /// Tokens with their byte ranges.
+    pub fn encode_with_offsets(&self, text: &str, special: SpecialTokens) -> Result<Encoded> {
+        let encoding =
+            self.inner.encode(text, special == SpecialTokens::Add).map_err(|reason| self.refused(&reason))?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// Text of the tokens, without special ones.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|reason| self.refused(&reason))
+    }
+
+    fn refused(&self, reason: &tokenizers::Error) -> ModelError {
+        ModelError::Tokenizer { path: self.path.clone(), reason: reason.to_string() }
+    }
+
+    /// Decodes a growing answer piece by piece.
+    #[must_use]
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: Vec::new(), settled: 0, shown: 0 }
+    }
+
+    /// The token that starts a text.
+    #[must_use]
+    pub fn bos(&self) -> Option<u32> {
+        self.bos_opt
+    }
+
+    /// The token that ends a text.
+    #[must_use]
+    pub fn eos(&self) -> Option<u32> {
+        self.eos_opt
+    }
+
+    /// Every token at which generation stops; never empty.
+    #[must_use]
+    pub fn terminators(&self) -> &BTreeSet<u32> {
+        &self.terminators
+    }
+
+    /// How conversations are written for this model.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.template_opt.as_ref().ok_or(ModelError::NoChatTemplate)
+    }
+
+    /// Number of tokens, added ones included.
+    #[must_use]
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Id of a token by its spelling.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+/// Whether the tokenizer adds its special tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// As for plain text.
+    Add,
+    /// The text has them.
+    Leave,
+}
+
+/// Decodes a growing answer: a piece is handed out only when it is certain, so that no half character is ever sent.
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    settled: usize,
+    shown: usize,
+}
+
+impl TextStream<'_> {
+    /// Adds a token; returns the text that is now certain (empty while a character is incomplete).
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        // a token's text can depend on the one before (leading spaces), so decoding starts one piece earlier
+        let before = self.tokenizer.decode(&self.ids[self.settled..self.shown])?;
+        let now = self.tokenizer.decode(&self.ids[self.settled..])?;
+        if now.ends_with('\u{FFFD}') || now.len() <= before.len() {
+            return Ok(String::new());
+        }
+        let piece = now.get(before.len()..).unwrap_or_default().to_owned();
+        self.settled = self.shown;
+        self.shown = self.ids.len();
+        Ok(piece)
+    }
+
+    /// Whatever is left when generation ends, replacement characters included.
+    pub fn finish(&mut self) -> Result<String> {
+        let before = self.tokenizer.decode(&self.ids[self.settled..self.shown])?;
+        let now = self.tokenizer.decode(&self.ids[self.settled..])?;
+        (self.settled, self.shown) = (self.ids.len(), self.ids.len());
+        Ok(now.get(before.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+fn optional_json(path: &Path) -> Result<Map<String, Value>> {
+    if !path.exists() {
+        return Ok(Map::new());
+    }
+    let text = fs::read_to_string(path).map_err(ModelError::io(path))?;
+    serde_json::from_str(&text).map_err(ModelError::json(path))
+}
+
+/// A file of its own (transformers 5), a string, or a list of named templates of which `default` counts.
+fn template_source(folder: &Path, settings: &Map<String, Value>) -> Result<Option<String>> {
+    let path = folder.join("chat_template.jinja");
+    if path.exists() {
+        return Ok(Some(fs::read_to_string(&path).map_err(ModelError::io(&path))?));
+    }
+    Ok(match settings.get("chat_template") {
+        Some(Value::String(source)) => Some(source.clone()),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|entry| entry["name"] == "default");
+            default.and_then(|entry| entry["template"].as_str()).map(str::to_owned)
+        }
+        _ => None,
+    })
+}

@@ -1,0 +1,157 @@
+//! Settings of a training run.
+
+use serde::{Deserialize, Serialize};
+use tunesmith_model::{LlamaConfig, LoraConfig, Module};
+
+use crate::error::{Result, TrainingError};
+use crate::schedule::Decay;
+
+/// Everything that fixes a run, beside base model and data. Absent settings take the defaults given here; unknown ones are
+/// refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingConfig {
+    /// LoRA rank; default 16.
+    pub rank: usize,
+    /// LoRA alpha, the numerator of the scale `alpha / rank`; default 32.
+    pub alpha: f32,
+    /// Scale by `alpha / √rank` instead; default false.
+    pub use_rslora: bool,
+    /// Projections that carry an adapter; default all seven.
+    pub target_modules: Vec<Module>,
+    /// Peak learning rate; default 2e-4, usual for LoRA.
+    pub learning_rate: f64,
+    /// How the learning rate falls after the warm-up; default cosine.
+    pub schedule: Decay,
+    /// Part of all steps in which the learning rate rises from 0; default 0.03.
+    pub warmup_ratio: f64,
+    /// Passes over the data; default 3. Ignored when `max_steps` is set.
+    pub epochs: usize,
+    /// Number of optimizer steps; default: as many as `epochs` take.
+    pub max_steps: Option<usize>,
+    /// Sequences that go through the model together; default 8. Changes memory, not the result, together with
+    /// `accumulation`.
+    pub batch_size: usize,
+    /// Batches whose gradients make one optimizer step; default 1.
+    pub accumulation: usize,
+    /// Longest sequence in tokens; default 512. Longer texts are split, longer conversations refused.
+    pub sequence_length: usize,
+    /// Decoupled weight decay; default 0.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment; default 0.9.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment; default 0.999.
+    pub beta2: f64,
+    /// AdamW's epsilon; default 1e-8.
+    pub epsilon: f64,
+    /// Largest global gradient norm; default 1. Larger gradients are scaled down.
+    pub clip_norm: f64,
+    /// Fixes the start of the adapter and the order of the data; default 0.
+    pub seed: u64,
+    /// Steps between checkpoints; default 50. 0: only when the caller asks.
+    pub checkpoint_every: usize,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        let lora = LoraConfig::default();
+        Self {
+            rank: lora.rank,
+            alpha: lora.alpha,
+            use_rslora: lora.use_rslora,
+            target_modules: lora.target_modules,
+            learning_rate: 2e-4,
+            schedule: Decay::Cosine,
+            warmup_ratio: 0.03,
+            epochs: 3,
+            max_steps: None,
+            batch_size: 8,
+            accumulation: 1,
+            sequence_length: 512,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            clip_norm: 1.0,
+            seed: 0,
+            checkpoint_every: 50,
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// The adapter's part of the settings.
+    #[must_use]
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.use_rslora,
+            target_modules: self.target_modules.clone(),
+        }
+    }
+
+    /// Refuses what cannot be trained with, before anything is computed.
+    pub fn validate(&self, model: &LlamaConfig) -> Result<()> {
+        self.lora().validate()?;
+        let positive =
+            |key, value: f64| check(key, value, value > 0.0 && value.is_finite(), "choose a positive number");
+        let unit =
+            |key, value: f64| check(key, value, (0.0..1.0).contains(&value), "choose a number from 0 to below 1");
+        let some = |key, value: usize| check(key, value, value > 0, "choose 1 or more");
+        positive("learning_rate", self.learning_rate)?;
+        positive("clip_norm", self.clip_norm)?;
+        positive("epsilon", self.epsilon)?;
+        unit("warmup_ratio", self.warmup_ratio)?;
+        unit("beta1", self.beta1)?;
+        unit("beta2", self.beta2)?;
+        let decay = self.weight_decay;
+        check("weight_decay", decay, decay >= 0.0 && decay.is_finite(), "choose 0 or a positive number")?;
+        some("epochs", self.epochs)?;
+        some("batch_size", self.batch_size)?;
+        some("accumulation", self.accumulation)?;
+        if let Some(max_steps) = self.max_steps {
+            some("max_steps", max_steps)?;
+        }
+        let length = self.sequence_length;
+        check("sequence_length", length, length >= 2, "choose 2 or more")?;
+        let fits = length <= model.max_position_embeddings;
+        check("sequence_length", length, fits, "choose at most max_position_embeddings of the base model")
+    }
+
+    /// Sequences of one optimizer step.
+    #[must_use]
+    pub fn sequences_per_step(&self) -> usize {
+        self.batch_size * self.accumulation
+    }
+
+    /// Optimizer steps for a dataset of `num_sequences`.
+    #[must_use]
+    pub fn total_steps(&self, num_sequences: usize) -> usize {
+        self.max_steps.unwrap_or(self.epochs * num_sequences.div_ceil(self.sequences_per_step().max(1)))
+    }
+}
+
+fn check(key: &'static str, value: impl ToString, holds: bool, remedy: &'static str) -> Result<()> {
+    if holds { Ok(()) } else { Err(TrainingError::BadSetting { key, value: value.to_string(), remedy }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_settings_take_defaults_and_unknown_ones_are_refused() {
+        let config: TrainingConfig = serde_json::from_str(r#"{"rank": 4, "target_modules": ["q_proj"]}"#).unwrap();
+        assert_eq!((config.rank, config.alpha, config.target_modules), (4, 32.0, vec![Module::Q]));
+        let error = serde_json::from_str::<TrainingConfig>(r#"{"learning_rat": 1}"#).unwrap_err().to_string();
+        assert!(error.contains("learning_rat") && error.contains("learning_rate"), "{error}");
+    }
+
+    #[test]
+    fn the_number_of_steps_counts_the_smaller_last_batch() {
+        let config = TrainingConfig { batch_size: 4, accumulation: 2, epochs: 3, ..TrainingConfig::default() };
+        assert_eq!(config.total_steps(17), 9);
+        assert_eq!(TrainingConfig { max_steps: Some(5), ..config }.total_steps(17), 5);
+    }
+}

@@ -1,0 +1,140 @@
+//! What can go wrong in training.
+
+use std::path::{Path, PathBuf};
+
+use tunesmith_model::ModelError;
+
+/// Every failure of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainingError {
+    /// A setting that makes no sense.
+    #[error("training setting {key} = {value} is impossible; {remedy}")]
+    BadSetting {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What to write instead.
+        remedy: &'static str,
+    },
+    /// No example at all.
+    #[error("the dataset has no example long enough to learn from ({num_examples} given); add documents")]
+    EmptyDataset {
+        /// Examples given.
+        num_examples: usize,
+    },
+    /// No token of any example counts: training would report a loss of zero and learn nothing.
+    #[error(
+        "none of the {num_tokens} tokens in {num_examples} examples counts for the loss; \
+         conversations need at least one answer of the role assistant"
+    )]
+    AllLabelsMasked {
+        /// Examples given.
+        num_examples: usize,
+        /// Their tokens.
+        num_tokens: usize,
+    },
+    /// A conversation does not fit.
+    #[error(
+        "example {example} has {length} tokens, more than sequence_length {limit}; raise sequence_length or split the example"
+    )]
+    SequenceTooLong {
+        /// Index of the example.
+        example: usize,
+        /// Its tokens.
+        length: usize,
+        /// `sequence_length`.
+        limit: usize,
+    },
+    /// The loss is not a number. The adapter still has its values from before this step.
+    #[error(
+        "loss is {loss} at step {step} on dataset sequences {batch:?}; lower learning_rate or clip_norm, \
+         or look at these examples; the last checkpoint is good"
+    )]
+    NonFiniteLoss {
+        /// The step that failed, counted from 1.
+        step: usize,
+        /// What the loss was.
+        loss: f64,
+        /// Indices of the sequences.
+        batch: Vec<usize>,
+    },
+    /// The gradient is not a number although the loss is. The adapter still has its values from before this step.
+    #[error(
+        "gradient norm is {norm} at step {step} on dataset sequences {batch:?}; lower learning_rate; the last checkpoint is good"
+    )]
+    NonFiniteGradient {
+        /// The step that failed, counted from 1.
+        step: usize,
+        /// The norm.
+        norm: f64,
+        /// Indices of the sequences.
+        batch: Vec<usize>,
+    },
+    /// No tensor of the adapter gets a gradient.
+    #[error(
+        "no adapter tensor gets a gradient at step {step}; nothing would be learnt: check target_modules and the base model's weights"
+    )]
+    NoGradient {
+        /// The step, counted from 1.
+        step: usize,
+    },
+    /// All steps are done.
+    #[error("training is complete after {total} steps; start another run to train longer")]
+    Complete {
+        /// Number of steps.
+        total: usize,
+    },
+    /// A checkpoint that was made for other data.
+    #[error("the checkpoint belongs to dataset {wanted}, this dataset is {found}; resume with the dataset of the run")]
+    DatasetMismatch {
+        /// Fingerprint in the checkpoint.
+        wanted: String,
+        /// Fingerprint of the dataset given.
+        found: String,
+    },
+    /// A checkpoint that was made on another base model.
+    #[error(
+        "the checkpoint belongs to another base model (logits differ by {difference}); resume with the base model of the run"
+    )]
+    BaseModelMismatch {
+        /// Largest difference of the probe logits.
+        difference: f32,
+    },
+    /// A tensor of the checkpoint or of a gradient does not fit the adapter.
+    #[error("tensor {name} does not fit the adapter: {reason}; resume with the settings of the run")]
+    AdapterMismatch {
+        /// The tensor.
+        name: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A file of a checkpoint is missing or changed.
+    #[error("checkpoint file {path} is damaged: {reason}; remove this checkpoint and resume from the one before")]
+    CheckpointCorrupt {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot read or write {path}: {source}; check space and permissions")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The model refused.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl TrainingError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_path_buf(), source }
+    }
+}
+
+/// Shorthand of this crate.
+pub type Result<T, E = TrainingError> = std::result::Result<T, E>;

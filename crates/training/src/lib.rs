@@ -1,0 +1,24 @@
+//! LoRA training over a frozen base: sampler, optimizer, schedule, step, checkpoint, resume, export.
+//!
+//! Start at [`Trainer`]: it makes one optimizer step per call and leaves clock, progress and decisions to the caller.
+
+pub mod adamw;
+pub mod checkpoint;
+pub mod clip;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod evaluate;
+pub mod metrics;
+pub mod sampler;
+pub mod schedule;
+pub mod step;
+pub mod trainer;
+
+pub use config::TrainingConfig;
+pub use data::{Dataset, Example, Sequence};
+pub use error::TrainingError;
+pub use evaluate::{ExampleLoss, evaluate};
+pub use metrics::MetricsLine;
+pub use schedule::Decay;
+pub use trainer::{StepReport, Trainer};

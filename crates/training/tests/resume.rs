@@ -1,0 +1,225 @@
+//! Resuming continues bit for bit; damage and foreign checkpoints are recognised.
+
+// helpers of a test may unwrap as the test itself may
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tunesmith_model::rng::Rng;
+use tunesmith_model::{Llama, Message, Tokenizer};
+use tunesmith_training::{Dataset, Example, Sequence, StepReport, Trainer, TrainingConfig, TrainingError, checkpoint};
+
+fn goldens(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
+}
+
+fn model() -> Arc<Llama> {
+    Arc::new(Llama::load(&goldens("gqa-tied")).unwrap())
+}
+
+/// Eleven sequences of unequal length, some tokens masked.
+fn dataset(seed: u64) -> Dataset {
+    let mut rng = Rng::new(seed, 0);
+    let mut sequence = |example| {
+        let length = 5 + rng.below(40);
+        let ids = (0..length).map(|_| rng.below(160) as u32).collect();
+        Sequence { ids, counted: (0..length).map(|i| i > 0 && i % 4 != 2).collect(), example }
+    };
+    Dataset::from_sequences((0..11).map(&mut sequence).collect()).unwrap()
+}
+
+fn config() -> TrainingConfig {
+    TrainingConfig {
+        rank: 4,
+        max_steps: Some(10),
+        batch_size: 2,
+        accumulation: 2,
+        learning_rate: 5e-3,
+        warmup_ratio: 0.2,
+        weight_decay: 0.01,
+        sequence_length: 64,
+        seed: 9,
+        ..TrainingConfig::default()
+    }
+}
+
+fn run(trainer: &mut Trainer, steps: usize) -> Vec<StepReport> {
+    (0..steps).map(|_| trainer.step().unwrap()).collect()
+}
+
+fn files(folder: &Path) -> Vec<Vec<u8>> {
+    let names = [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    ];
+    names.iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
+}
+
+fn in_pool<R: Send>(num_threads: usize, job: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap().install(job)
+}
+
+#[test]
+fn ten_steps_equal_five_saved_resumed_and_five_more_at_any_thread_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let (straight, broken) = (folder.path().join("straight"), folder.path().join("broken"));
+    let (reports, straight) = in_pool(1, || {
+        let mut trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
+        let reports = run(&mut trainer, 10);
+        (reports, trainer.save(&straight).unwrap())
+    });
+    let first = in_pool(2, || {
+        let mut trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
+        let first = run(&mut trainer, 5);
+        trainer.save(&broken).unwrap();
+        first
+    });
+    let (second, broken) = in_pool(3, || {
+        let from = checkpoint::latest(&broken).unwrap().unwrap();
+        let mut trainer = Trainer::resume(&from, model(), dataset(1)).unwrap();
+        let second = run(&mut trainer, 5);
+        assert!(matches!(trainer.step(), Err(TrainingError::Complete { total: 10 })));
+        (second, trainer.save(&broken).unwrap())
+    });
+    assert_eq!([first, second].concat(), reports, "losses, norms, learning rates and data position");
+    assert!(files(&straight) == files(&broken), "adapter, moments, state and manifest to the byte");
+    assert!(reports[2].loss.is_finite() && reports[9].epoch > 3.0, "several epochs were crossed");
+}
+
+#[test]
+fn loss_falls_and_the_adapter_moves() {
+    let mut trainer =
+        Trainer::new(TrainingConfig { max_steps: Some(60), learning_rate: 1e-2, ..config() }, model(), dataset(1))
+            .unwrap();
+    let nll = |trainer: &Trainer| trainer.evaluate(&dataset(1)).unwrap().iter().map(|e| e.nll).sum::<f64>();
+    let before = nll(&trainer);
+    run(&mut trainer, 60);
+    let after = nll(&trainer);
+    assert!(after < 0.7 * before, "from {before} to {after}");
+}
+
+#[test]
+fn accumulation_is_exact_for_unequal_lengths() {
+    let adapters = [(4, 1), (2, 2), (1, 4)].map(|(batch_size, accumulation)| {
+        let config = TrainingConfig { batch_size, accumulation, ..config() };
+        let mut trainer = Trainer::new(config, model(), dataset(1)).unwrap();
+        run(&mut trainer, 2).into_iter().map(|report| (report.loss, report.grad_norm)).collect::<Vec<_>>()
+    });
+    for other in &adapters[1..] {
+        for (a, b) in adapters[0].iter().zip(other) {
+            assert!((a.0 / b.0 - 1.0).abs() < 1e-5 && (a.1 / b.1 - 1.0).abs() < 1e-4, "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn unfinished_and_damaged_checkpoints_are_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
+    let mut saved = Vec::new();
+    for _ in 0..3 {
+        run(&mut trainer, 1);
+        saved.push(trainer.save(folder.path()).unwrap());
+    }
+    assert_eq!(checkpoint::latest(folder.path()).unwrap().unwrap(), saved[2]);
+    fs::remove_file(saved[2].join(checkpoint::DONE)).unwrap();
+    assert_eq!(checkpoint::latest(folder.path()).unwrap().unwrap(), saved[1], "without DONE it does not count");
+    assert!(matches!(Trainer::resume(&saved[2], model(), dataset(1)), Err(TrainingError::CheckpointCorrupt { .. })));
+    let path = saved[1].join("optimizer.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let error = Trainer::resume(&saved[1], model(), dataset(1)).err().unwrap();
+    assert!(matches!(&error, TrainingError::CheckpointCorrupt { path: found, .. } if *found == path), "{error}");
+    fs::remove_file(saved[0].join("state.json")).unwrap();
+    assert!(matches!(Trainer::resume(&saved[0], model(), dataset(1)), Err(TrainingError::CheckpointCorrupt { .. })));
+    assert_eq!(checkpoint::prune(folder.path(), 1).unwrap(), [saved[0].clone()]);
+    assert!(!saved[0].exists() && saved[1].exists());
+}
+
+#[test]
+fn other_data_and_another_base_are_refused_on_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
+    run(&mut trainer, 1);
+    let saved = trainer.save(folder.path()).unwrap();
+    assert!(matches!(Trainer::resume(&saved, model(), dataset(2)), Err(TrainingError::DatasetMismatch { .. })));
+    let other = Arc::new(Llama::load(&goldens("llama3-untied")).unwrap());
+    assert!(Trainer::resume(&saved, other, dataset(1)).is_err());
+    // same shapes, other weights
+    let changed = tempfile::tempdir().unwrap();
+    fs::copy(goldens("gqa-tied/config.json"), changed.path().join("config.json")).unwrap();
+    let mut bytes = fs::read(goldens("gqa-tied/model.safetensors")).unwrap();
+    let at = bytes.len() - 8000;
+    bytes[at..].fill(0);
+    fs::write(changed.path().join("model.safetensors"), bytes).unwrap();
+    let changed = Arc::new(Llama::load(changed.path()).unwrap());
+    assert!(matches!(Trainer::resume(&saved, changed, dataset(1)), Err(TrainingError::BaseModelMismatch { .. })));
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused_before_the_first_step() {
+    let refused = |config: TrainingConfig| Trainer::new(config, model(), dataset(1)).err().unwrap().to_string();
+    assert!(refused(TrainingConfig { rank: 0, ..config() }).contains("rank"));
+    assert!(refused(TrainingConfig { learning_rate: f64::NAN, ..config() }).contains("learning_rate"));
+    assert!(refused(TrainingConfig { sequence_length: 512, ..config() }).contains("max_position_embeddings"));
+    assert!(refused(TrainingConfig { sequence_length: 10, ..config() }).contains("sequence_length 10"));
+    let foreign = Sequence { ids: vec![1, 160], counted: vec![false, true], example: 0 };
+    let foreign = Dataset::from_sequences(vec![foreign]).unwrap();
+    assert!(Trainer::new(config(), model(), foreign).err().unwrap().to_string().contains("token id 160"));
+}
+
+#[test]
+fn a_diverged_run_names_step_and_batch_and_keeps_the_adapter() {
+    let config = TrainingConfig { warmup_ratio: 0.0, learning_rate: 1e30, clip_norm: 1e30, ..config() };
+    let mut trainer = Trainer::new(config, model(), dataset(1)).unwrap();
+    let error = loop {
+        if let Err(error) = trainer.step() {
+            break error;
+        }
+    };
+    let done = trainer.num_steps_done();
+    match error {
+        TrainingError::NonFiniteLoss { step, batch, .. } | TrainingError::NonFiniteGradient { step, batch, .. } => {
+            assert_eq!((step, batch.len()), (done + 1, 4));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn conversations_without_answers_are_an_error_and_long_ones_are_named() {
+    let tokenizer = Tokenizer::load(&goldens("chat/marked")).unwrap();
+    let chat =
+        |turns: &[(&str, &str)]| Example::Chat { messages: turns.iter().map(|(r, c)| Message::new(r, c)).collect() };
+    let question = chat(&[("user", "anyone?")]);
+    let error = Dataset::build(&tokenizer, std::slice::from_ref(&question), 64).unwrap_err();
+    assert!(matches!(error, TrainingError::AllLabelsMasked { num_examples: 1, .. }), "{error}");
+    let answered = chat(&[("user", "one"), ("assistant", "two")]);
+    let data = Dataset::build(&tokenizer, &[question, answered.clone()], 64).unwrap();
+    assert_eq!((data.len(), data.num_examples, data.num_unusable), (1, 2, 1));
+    let last =
+        data.sequences()[0].ids.iter().zip(&data.sequences()[0].counted).rfind(|(_, counted)| **counted).unwrap();
+    assert_eq!(Some(*last.0), tokenizer.eos(), "the terminator is inside the loss");
+    let error = Dataset::build(&tokenizer, &[answered], 4).unwrap_err();
+    assert!(matches!(error, TrainingError::SequenceTooLong { example: 0, limit: 4, .. }), "{error}");
+    assert!(matches!(Dataset::build(&tokenizer, &[], 4), Err(TrainingError::EmptyDataset { num_examples: 0 })));
+}
+
+#[test]
+fn texts_end_with_the_end_token_and_every_token_counts_once() {
+    let tokenizer = Tokenizer::load(&goldens("chat/marked")).unwrap();
+    let texts = ["a longer text about leave and days", "  "].map(|text| Example::Text { text: text.to_owned() });
+    let whole = Dataset::build(&tokenizer, &texts, 512).unwrap();
+    let split = Dataset::build(&tokenizer, &texts, 6).unwrap();
+    assert_eq!(whole.num_unusable, 1);
+    assert_eq!(whole.sequences()[0].ids.last().copied(), tokenizer.eos());
+    let targets = |data: &Dataset| data.sequences().iter().map(Sequence::num_targets).sum::<usize>();
+    assert_eq!(targets(&whole), whole.num_tokens() - 1);
+    assert_eq!(targets(&split), targets(&whole));
+}
