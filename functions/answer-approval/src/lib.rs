@@ -1,0 +1,213 @@
+//! Lambda function `answer-approval`: a person's answer, by the link or by the state machine `approve-deployment`.
+//!
+//! Promise: an approval is answered once, by a conditional write; the same answer again is confirmed, another one is refused;
+//! opening the link decides nothing.
+
+pub mod page;
+pub mod request;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tunesmith_aws::{
+    dynamodb::{Conditional, Expression, Table},
+    s3::S3,
+    sfn::{Answered, StepFunctions},
+};
+use tunesmith_contract::{
+    ErrorName, ProjectId, RunId, S3Uri, UnixTime,
+    approval::{ApprovalDecision, ApprovalRecord, Verdict, Via},
+    error_name::Failure,
+    keys::workspace,
+    ledger::ItemKey,
+    tasks::AnswerApprovalInput,
+};
+
+use crate::request::{Link, Request};
+
+/// What the function calls.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// The decision page.
+    pub s3: S3,
+    /// Approvals.
+    pub table: Table,
+    /// The waiting pipeline.
+    pub step_functions: StepFunctions,
+}
+
+/// Answers whoever asks: a function URL response for a browser, an [`ApprovalDecision`] for everybody else.
+///
+/// # Errors
+/// For direct callers: [`ErrorName::ApprovalUnknown`], [`ErrorName::ApprovalAnswered`], [`ErrorName::InvalidInput`], AWS
+/// errors. A browser gets them as a page.
+pub async fn handle(event: Value, clients: &Clients, workspace_bucket: &str, now: UnixTime) -> Result<Value, Failure> {
+    match request::parse(&event)? {
+        Request::Direct(input) => {
+            let decision = direct(input, clients, now).await?;
+            serde_json::to_value(decision).map_err(|e| Failure::new(ErrorName::Internal, e.to_string()))
+        }
+        Request::Nothing => Ok(html(404, &page::message("Not found", "Open the link of the e-mail again.", ""))),
+        Request::Show(link) => Ok(browser(show(&link, clients, workspace_bucket, now).await)),
+        Request::Decide { link, verdict, reason } => {
+            let run = link.run.clone();
+            let decided = decide_by_link(&link, verdict, reason, clients, now).await;
+            Ok(browser(decided.map(|decision| page::decided(&run, &decision))))
+        }
+    }
+}
+
+fn html(status: u16, body: &str) -> Value {
+    json!({
+        "statusCode": status,
+        "headers": {
+            "content-type": "text/html; charset=utf-8",
+            "cache-control": "no-store",
+            "referrer-policy": "no-referrer",
+            "content-security-policy":
+                "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'",
+        },
+        "body": body,
+    })
+}
+
+fn browser(result: Result<String, Failure>) -> Value {
+    match result {
+        Ok(page) => html(200, &page),
+        Err(failure) => {
+            let status = match failure.name {
+                ErrorName::ApprovalUnknown => 404,
+                ErrorName::ApprovalAnswered => 409,
+                _ => 500,
+            };
+            tracing::warn!(name = %failure.name, message = failure.message, "the page could not be shown");
+            // A browser is told the cause only where it is about the approval; anything else stays in the log.
+            let text = if status == 500 { "Please try again in a minute." } else { &failure.message };
+            html(status, &page::message("This did not work", text, ""))
+        }
+    }
+}
+
+async fn show(link: &Link, clients: &Clients, bucket: &str, now: UnixTime) -> Result<String, Failure> {
+    let record = by_link(link, clients).await?;
+    if let Some(decision) = &record.decision {
+        return Ok(page::decided(&record.run, decision));
+    }
+    check_open(&record, now)?;
+    let uri = S3Uri::new(bucket, workspace::run(&link.project, &link.run)).join("report.html");
+    let report = clients.s3.get_text(&uri).await?.unwrap_or_default();
+    Ok(page::decision(&report, &link.project, &link.run, &link.secret))
+}
+
+async fn by_link(link: &Link, clients: &Clients) -> Result<ApprovalRecord, Failure> {
+    let record: Option<ApprovalRecord> = clients.table.get(&ItemKey::approval(&link.project, &link.run)).await?;
+    let hash = hex::encode(Sha256::digest(link.secret.as_bytes()));
+    record.filter(|r| r.secret_hash == hash).ok_or_else(|| {
+        Failure::new(
+            ErrorName::ApprovalUnknown,
+            format!("This link does not fit a waiting approval. {}", ErrorName::ApprovalUnknown.remedy()),
+        )
+    })
+}
+
+fn check_open(record: &ApprovalRecord, now: UnixTime) -> Result<(), Failure> {
+    if now < record.expires_at {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorName::ApprovalAnswered,
+        format!("The question about {} lapsed after 7 days, which counts as a rejection.", record.run),
+    ))
+}
+
+async fn decide_by_link(
+    link: &Link,
+    verdict: Verdict,
+    reason: String,
+    clients: &Clients,
+    now: UnixTime,
+) -> Result<ApprovalDecision, Failure> {
+    let record = by_link(link, clients).await?;
+    answer(record, ApprovalDecision { verdict, via: Via::Link, by: "link".into(), reason, at: now }, clients).await
+}
+
+async fn direct(input: AnswerApprovalInput, clients: &Clients, now: UnixTime) -> Result<ApprovalDecision, Failure> {
+    let record = match &input.run {
+        Some(run) => clients
+            .table
+            .get(&ItemKey::approval(&input.project, run))
+            .await?
+            .ok_or_else(|| unknown(&input.project, Some(run), &[]))?,
+        None => only_waiting(&input.project, clients, now).await?,
+    };
+    let via = if input.by.starts_with("arn:") { Via::Console } else { Via::Cli };
+    let decision = ApprovalDecision { verdict: input.verdict, via, by: input.by, reason: input.reason, at: now };
+    answer(record, decision, clients).await
+}
+
+fn unknown(project: &ProjectId, run: Option<&RunId>, waiting: &[String]) -> Failure {
+    let what = run.map_or_else(|| "exactly one run".to_owned(), ToString::to_string);
+    let list = if waiting.is_empty() { "none".to_owned() } else { waiting.join(" ") };
+    Failure::new(
+        ErrorName::ApprovalUnknown,
+        format!("{project}: wanted {what} that waits for approval; waiting: {list}"),
+    )
+}
+
+async fn only_waiting(project: &ProjectId, clients: &Clients, now: UnixTime) -> Result<ApprovalRecord, Failure> {
+    let records: Vec<ApprovalRecord> = clients.table.query(&ItemKey::project(project), "APPROVAL#").await?;
+    let mut waiting: Vec<_> = records.into_iter().filter(|r| r.decision.is_none() && now < r.expires_at).collect();
+    match (waiting.len(), waiting.pop()) {
+        (1, Some(record)) => Ok(record),
+        (_, last) => {
+            let names: Vec<_> = waiting.iter().chain(&last).map(|r| r.run.to_string()).collect();
+            Err(unknown(project, None, &names))
+        }
+    }
+}
+
+/// Writes the answer once and tells the pipeline. A repetition of the same answer tells the pipeline again: the first call may
+/// have died between the two.
+async fn answer(
+    record: ApprovalRecord,
+    decision: ApprovalDecision,
+    clients: &Clients,
+) -> Result<ApprovalDecision, Failure> {
+    check_open(&record, decision.at)?;
+    let update =
+        Expression::new("SET #decision = :decision").name("#decision", "decision").value(":decision", &decision);
+    let unanswered = Expression::new("#token = :token AND attribute_not_exists(#decision)")
+        .name("#token", "task_token")
+        .value(":token", &record.task_token);
+    let key = ItemKey::approval(&record.project, &record.run);
+    let (decision, is_new) = match clients.table.update::<ApprovalRecord>(&key, update, Some(unanswered)).await? {
+        Conditional::Done(_) => (decision, true),
+        Conditional::ConditionFailed => {
+            let now: Option<ApprovalRecord> = clients.table.get(&key).await?;
+            match now.and_then(|r| r.decision) {
+                Some(earlier) if earlier.verdict == decision.verdict => (earlier, false),
+                earlier => {
+                    let word =
+                        earlier.map_or_else(|| "asked anew".to_owned(), |e| format!("answered with {:?}", e.verdict));
+                    return Err(Failure::new(
+                        ErrorName::ApprovalAnswered,
+                        format!("{} was {word} before. {}", record.run, ErrorName::ApprovalAnswered.remedy()),
+                    ));
+                }
+            }
+        }
+    };
+    let told = clients.step_functions.send_task_success(&record.task_token, &decision).await?;
+    let is_told = matches!(told, Answered::Delivered);
+    tracing::info!(run = %record.run, project = %record.project, verdict = ?decision.verdict, via = ?decision.via,
+        is_told, is_new, "answered");
+    if is_new && !is_told {
+        return Err(Failure::new(
+            ErrorName::ApprovalAnswered,
+            format!(
+                "The pipeline of {} no longer waits: it was stopped or timed out. Start it again to decide anew.",
+                record.run
+            ),
+        ));
+    }
+    Ok(decision)
+}

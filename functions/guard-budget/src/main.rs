@@ -1,0 +1,23 @@
+//! Lambda function `guard-budget`.
+
+use guard_budget::{Clients, Settings};
+use tunesmith_aws::{dynamodb::Table, s3::S3, sfn::StepFunctions};
+use tunesmith_lambda::{Environment, RunError, now};
+
+#[tokio::main]
+async fn main() -> Result<(), RunError> {
+    tunesmith_lambda::run(
+        async |environment: &Environment| {
+            let settings = Settings::from_environment(environment)?;
+            let config = tunesmith_aws::config().await;
+            let clients = Clients {
+                s3: S3::new(&config),
+                table: Table::new(&config, &settings.table),
+                step_functions: StepFunctions::new(&config),
+            };
+            Ok((clients, settings))
+        },
+        async |(clients, settings), input| guard_budget::handle(input, clients, settings, now()).await,
+    )
+    .await
+}

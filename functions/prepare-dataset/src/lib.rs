@@ -1,0 +1,181 @@
+//! Lambda function `prepare-dataset`: a project's documents become train, validation and test split.
+//!
+//! Promise: the dataset's id is the hash of its content, so the same documents give the same dataset, however often and in
+//! whatever order they were uploaded; the manifest is written last, so a dataset with a manifest is whole. Uploads that are
+//! still being read are waited for, at most two minutes.
+
+pub mod sources;
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use tunesmith_aws::{dynamodb::Table, s3::S3};
+use tunesmith_contract::{
+    DocumentId, ErrorName, ProjectId, ProjectSettings, S3Uri, UnixTime,
+    documents::{ExtractedDocument, QuarantineRecord, SourceRecord},
+    error_name::Failure,
+    keys::{uploads, workspace},
+    ledger::ItemKey,
+    tasks::{PrepareDatasetInput, PreparedDataset},
+};
+use tunesmith_documents::{DatasetError, DatasetPlan, DatasetReport, build_dataset, dataset_report};
+use tunesmith_lambda::{Environment, Metric, SettingError, Unit, publish_metrics};
+
+/// Uploads are read within seconds; a queue that is behind by more than this has a problem that waiting does not solve.
+const WAIT: Duration = Duration::from_secs(120);
+/// Time between looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// Documents read from S3 at the same time.
+const READERS: usize = 16;
+
+/// What the function calls.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// Documents and datasets.
+    pub s3: S3,
+    /// Sources.
+    pub table: Table,
+}
+
+/// What the CDK sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the table.
+    pub table: String,
+    /// Bucket of uploads.
+    pub documents_bucket: String,
+    /// Bucket of what the system makes.
+    pub workspace_bucket: String,
+}
+
+impl Settings {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// [`SettingError`] with the variable's name.
+    pub fn from_environment(environment: &Environment) -> Result<Self, SettingError> {
+        Ok(Self {
+            table: environment.text("TABLE")?,
+            documents_bucket: environment.text("DOCUMENTS_BUCKET")?,
+            workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
+        })
+    }
+}
+
+/// Prepares the dataset of everything the project holds now.
+///
+/// # Errors
+/// `NotEnoughText` with the counts, `SettingsInvalid`, `NotFound` (a document's text is gone), AWS errors.
+pub async fn handle(
+    input: PrepareDatasetInput,
+    clients: &Clients,
+    settings: &Settings,
+    now: UnixTime,
+) -> Result<PreparedDataset, Failure> {
+    let project = input.project;
+    let rules = project_settings(&project, clients, settings).await?;
+    let sources = settled_sources(&project, clients, settings).await?;
+    let chosen = sources::choose(&sources);
+    let documents: Vec<ExtractedDocument> =
+        read(&chosen.documents, |id| workspace::document(&project, id), clients, settings).await?;
+    let quarantine: Vec<QuarantineRecord> =
+        read(&chosen.quarantined, |id| workspace::quarantine(&project, id), clients, settings).await?;
+
+    let plan = DatasetPlan::new(&rules.data, &rules.training);
+    let name = project.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        let dataset = build_dataset(documents, &plan)?;
+        let files = dataset.files()?;
+        let manifest = dataset.manifest(&files.id, &name, quarantine.len() as u64);
+        let report = dataset_report(&DatasetReport { manifest: &manifest, dataset: &dataset, quarantine: &quarantine });
+        Ok((files, manifest, report))
+    });
+    let (files, manifest, report) = made
+        .await
+        .map_err(|error| Failure::new(ErrorName::Internal, format!("building the dataset: {error}")))?
+        .map_err(|error| failure(&error))?;
+
+    let folder = S3Uri::new(&settings.workspace_bucket, workspace::dataset(&project, &files.id));
+    for (name, bytes) in
+        [("train.jsonl.zst", files.train), ("validation.jsonl.zst", files.validation), ("test.jsonl.zst", files.test)]
+    {
+        clients.s3.put(&folder.join(name), bytes, "application/zstd").await?;
+    }
+    clients.s3.put(&folder.join("report.html"), report.into_bytes(), "text/html; charset=utf-8").await?;
+    clients.s3.put_json(&folder.join("manifest.json"), &manifest).await?;
+
+    let documents = manifest.documents.len() as u64;
+    tracing::info!(
+        dataset = %manifest.dataset, documents, quarantined = manifest.quarantined,
+        duplicates = manifest.duplicates.len(), train_words = manifest.train.words, test_words = manifest.test.words,
+        "dataset prepared"
+    );
+    let count = |name, value: u64| Metric { name, unit: Unit::Count, value: value as f64 };
+    publish_metrics(now, &[count("DatasetDocuments", documents), count("TrainingWords", manifest.train.words)]);
+    Ok(PreparedDataset { dataset: manifest.dataset, documents, train: manifest.train, test: manifest.test })
+}
+
+/// What is known of every upload, once every upload is known. `_TRAIN` may arrive before the last document was read.
+async fn settled_sources(
+    project: &ProjectId,
+    clients: &Clients,
+    settings: &Settings,
+) -> Result<Vec<SourceRecord>, Failure> {
+    let folder = S3Uri::new(&settings.documents_bucket, format!("{project}/"));
+    let mut waited = Duration::ZERO;
+    loop {
+        let uploads = clients.s3.list(&folder).await?;
+        let sources: Vec<SourceRecord> = clients.table.query(&ItemKey::project(project), "SOURCE#").await?;
+        let pending = sources::pending(&uploads, &sources);
+        if pending.is_empty() {
+            return Ok(sources);
+        }
+        if waited >= WAIT {
+            // going on without them is better than a project that one unreadable file blocks for ever
+            tracing::warn!(?pending, "uploads that were not read in time are left out; see the dead-letter queue");
+            return Ok(sources);
+        }
+        tokio::time::sleep(LOOK).await;
+        waited += LOOK;
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(
+    ids: &[DocumentId],
+    key: impl Fn(&DocumentId) -> String,
+    clients: &Clients,
+    settings: &Settings,
+) -> Result<Vec<T>, Failure> {
+    let uris: Vec<S3Uri> = ids.iter().map(|id| S3Uri::new(&settings.workspace_bucket, key(id))).collect();
+    futures::stream::iter(uris)
+        .map(async |uri| {
+            clients.s3.get_json(&uri).await?.ok_or_else(|| {
+                let message = format!("{uri} is missing; upload the document again, or restore the object's version");
+                Failure::new(ErrorName::NotFound, message)
+            })
+        })
+        .buffered(READERS)
+        .try_collect()
+        .await
+}
+
+async fn project_settings(
+    project: &ProjectId,
+    clients: &Clients,
+    settings: &Settings,
+) -> Result<ProjectSettings, Failure> {
+    let uri = S3Uri::new(&settings.documents_bucket, uploads::settings(project));
+    match clients.s3.get_text(&uri).await? {
+        Some(text) => ProjectSettings::from_toml(&text)
+            .map_err(|error| Failure::new(ErrorName::SettingsInvalid, error.to_string())),
+        None => Ok(ProjectSettings::default()),
+    }
+}
+
+fn failure(error: &DatasetError) -> Failure {
+    let name = match error {
+        DatasetError::NotEnoughText { .. } | DatasetError::CannotSplit { .. } => ErrorName::NotEnoughText,
+        _ => ErrorName::Internal,
+    };
+    Failure::new(name, error.to_string())
+}

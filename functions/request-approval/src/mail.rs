@@ -1,0 +1,141 @@
+//! The e-mail that asks for a decision. No I/O.
+
+use std::fmt::Write as _;
+
+use tunesmith_contract::{ProjectId, RunId, Usd, evaluation::Evaluation};
+
+/// What the mail says.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// The project.
+    pub project: &'a ProjectId,
+    /// The run.
+    pub run: &'a RunId,
+    /// The measured quality.
+    pub evaluation: &'a Evaluation,
+    /// What training cost.
+    pub cost: Usd,
+    /// The run that is live now.
+    pub live_run: Option<&'a RunId>,
+    /// Base address of the decision page.
+    pub answer_url: &'a str,
+    /// The one-time secret of the link.
+    pub secret: &'a str,
+}
+
+impl Question<'_> {
+    /// The address of the decision page. Opening it decides nothing: mail scanners open every link.
+    #[must_use]
+    pub fn link(&self) -> String {
+        let base = self.answer_url.trim_end_matches('/');
+        format!("{base}/?project={}&run={}&secret={}", self.project, self.run, self.secret)
+    }
+
+    /// Subject, at most 100 ASCII characters as SNS wants it.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        format!("Tunesmith: {} - a model waits for your approval", self.project)
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn body(&self) -> String {
+        let (base, tuned) = (&self.evaluation.base.token, &self.evaluation.tuned.token);
+        let gain = &self.evaluation.improvement_percent;
+        let mut text = format!(
+            "A model for {project} has been trained and passed its gate. It goes live only if you approve.\n\n\
+             Test perplexity per token   {tuned:.2} (base model {base:.2}; lower is better)\n\
+             Better than the base by     {gain:.1} % (95 % sure: {low:.1} to {high:.1} %)\n\
+             Measured on                 {tokens} tokens of {documents} documents that were not trained on\n\
+             Training cost               {cost}\n",
+            project = self.project,
+            tuned = tuned.value,
+            base = base.value,
+            gain = gain.value,
+            low = gain.low,
+            high = gain.high,
+            tokens = self.evaluation.tokens,
+            documents = self.evaluation.documents,
+            cost = self.cost,
+        );
+        if let Some(live) = &self.evaluation.live {
+            let _ = writeln!(text, "The live model's perplexity {:.2}", live.token.value);
+        }
+        let rollback = self.live_run.map_or_else(
+            || "Nothing is live yet. If the new endpoint fails its check, it is deleted again.".to_owned(),
+            |run| format!("{run} stays live until the new endpoint has passed its check, and again if it fails."),
+        );
+        let input = |verdict: &str| {
+            serde_json::json!({"project": self.project, "run": self.run, "verdict": verdict}).to_string()
+        };
+        let _ = write!(
+            text,
+            "\nIf it goes wrong: {rollback}\n\n\
+             Three ways to answer, within 7 days (silence means no):\n\n\
+             1. Open this page, look at the samples and press a button:\n   {link}\n\n\
+             2. In the Step Functions console start the state machine approve-deployment with this input\n   \
+             (or with \"verdict\":\"reject\"):\n   {approve}\n\n\
+             3. On the command line:\n   aws stepfunctions start-execution --state-machine-arn <ApproveDeploymentArn> \\\n     \
+             --input '{approve}'\n",
+            link = self.link(),
+            approve = input("approve"),
+        );
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::evaluation::{Interval, Perplexity};
+
+    use super::*;
+
+    fn evaluation() -> Evaluation {
+        let interval = |value| Interval { value, low: value - 1.0, high: value + 1.0 };
+        let perplexity =
+            |value| Perplexity { token: interval(value), word: interval(value * 2.0), byte: interval(2.0) };
+        Evaluation {
+            run: "run-0123456789ab".parse().unwrap(),
+            dataset: "ds-0123456789abcdef".parse().unwrap(),
+            documents: 3,
+            examples: 30,
+            tokens: 4000,
+            words: 3000,
+            bytes: 20_000,
+            base: perplexity(30.0),
+            tuned: perplexity(20.0),
+            live: None,
+            improvement_percent: interval(33.3),
+            improvement_over_live_percent: None,
+            samples: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_mail_holds_the_numbers_the_rollback_plan_and_three_ways_to_answer() {
+        let (project, run) = ("handbook".parse().unwrap(), "run-0123456789ab".parse().unwrap());
+        let evaluation = evaluation();
+        let question = Question {
+            project: &project,
+            run: &run,
+            evaluation: &evaluation,
+            cost: Usd::from_micros(1_250_000),
+            live_run: None,
+            answer_url: "https://x.lambda-url.us-east-1.on.aws/",
+            secret: "abc",
+        };
+        let body = question.body();
+        for part in [
+            "20.00 (base model 30.00",
+            "33.3 %",
+            "$1.25",
+            "it is deleted again",
+            "https://x.lambda-url.us-east-1.on.aws/?project=handbook&run=run-0123456789ab&secret=abc",
+            r#"{"project":"handbook","run":"run-0123456789ab","verdict":"approve"}"#,
+            "silence means no",
+        ] {
+            assert!(body.contains(part), "{part}\n---\n{body}");
+        }
+        assert!(question.subject().len() <= 100 && question.subject().is_ascii());
+    }
+}

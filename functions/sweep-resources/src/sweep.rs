@@ -1,0 +1,180 @@
+//! Which machines must end and which leases must close. No I/O.
+
+use tunesmith_contract::{
+    RunId, Seconds, UnixTime,
+    ledger::{Lease, LeaseStatus},
+};
+
+/// A revoked machine (its `expires_at` is when it was revoked) has this long to checkpoint and end itself before it is ended from outside: the trainer looks at its
+/// lease every 30 s, finishes a step and uploads a checkpoint; AWS itself gives two minutes on a spot notice.
+const GRACE: Seconds = Seconds(120);
+
+/// A machine as EC2 shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// EC2's id.
+    pub instance_id: String,
+    /// Value of its tag `tunesmith:attempt`.
+    pub attempt: String,
+    /// Whether it is pending or running (anything that is billed).
+    pub is_running: bool,
+}
+
+/// Whose leases are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// The schedule: expired and revoked leases and orphans of everybody.
+    All,
+    /// A pipeline that is done with a run: every machine of it, expired or not.
+    Run(&'a RunId),
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sweep {
+    /// Machines to terminate.
+    pub terminate: Vec<String>,
+    /// Leases to close, with their final meter.
+    pub close: Vec<Lease>,
+    /// Closed leases whose state machine still waits: it must be told that the machine is lost.
+    pub lost: Vec<Lease>,
+}
+
+/// Decides from what the table and EC2 say.
+#[must_use]
+pub fn sweep(scope: Scope<'_>, leases: &[Lease], machines: &[Machine], now: UnixTime) -> Sweep {
+    let mut sweep = Sweep::default();
+    for lease in leases {
+        let is_open = lease.status != LeaseStatus::Closed;
+        let concerned = match scope {
+            Scope::Run(run) => lease.run == *run,
+            Scope::All => true,
+        };
+        let machine = machines.iter().find(|m| m.attempt == lease.attempt);
+        if !concerned || !is_open {
+            continue;
+        }
+        let is_running = machine.is_some_and(|m| m.is_running);
+        let over = match scope {
+            Scope::Run(_) => true,
+            Scope::All => {
+                let is_revoked = lease.status == LeaseStatus::Revoked;
+                let expired = now >= if is_revoked { lease.expires_at.after(GRACE) } else { lease.expires_at };
+                let vanished = lease.instance_id.is_some() && !is_running;
+                expired || vanished
+            }
+        };
+        if !over {
+            continue;
+        }
+        if let Some(machine) = machine.filter(|m| m.is_running) {
+            sweep.terminate.push(machine.instance_id.clone());
+        }
+        let closed = lease.closed_at(now);
+        if matches!(scope, Scope::All) {
+            sweep.lost.push(closed.clone());
+        }
+        sweep.close.push(closed);
+    }
+    if matches!(scope, Scope::All) {
+        // Orphans: machines that carry our tag and have no open lease, e.g. because the launch was cut off half-way.
+        let is_open = |attempt: &str| leases.iter().any(|l| l.attempt == attempt && l.status != LeaseStatus::Closed);
+        let orphans = machines.iter().filter(|m| m.is_running && !is_open(&m.attempt));
+        sweep.terminate.extend(orphans.map(|m| m.instance_id.clone()));
+    }
+    sweep.terminate.sort();
+    sweep.terminate.dedup();
+    sweep
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::{Usd, settings::Market};
+
+    use super::*;
+
+    fn lease(attempt: &str, expires_at: i64) -> Lease {
+        Lease {
+            attempt: attempt.into(),
+            project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            instance_id: Some(format!("i-{attempt}")),
+            instance_type: "c7i.large".into(),
+            market: Market::Spot,
+            price_per_hour: Usd::from_micros(3_600_000),
+            cap: Usd::from_micros(1_000_000),
+            launched_at: UnixTime(1000),
+            expires_at: UnixTime(expires_at),
+            status: LeaseStatus::Active,
+            metered: Usd::ZERO,
+            ended_at: None,
+            task_token: "t".into(),
+            ttl: None,
+        }
+    }
+
+    fn machine(attempt: &str) -> Machine {
+        Machine { instance_id: format!("i-{attempt}"), attempt: attempt.into(), is_running: true }
+    }
+
+    #[test]
+    fn an_expired_lease_ends_its_machine_and_tells_the_pipeline() {
+        let sweep =
+            sweep(Scope::All, &[lease("a", 1100), lease("b", 9000)], &[machine("a"), machine("b")], UnixTime(1200));
+        assert_eq!(sweep.terminate, ["i-a"]);
+        assert_eq!(sweep.close.len(), 1);
+        assert_eq!(sweep.close[0].metered, Usd::from_micros(200_000));
+        assert_eq!(sweep.lost.len(), 1);
+    }
+
+    #[test]
+    fn a_machine_without_a_lease_is_an_orphan() {
+        let sweep = sweep(Scope::All, &[lease("b", 9000)], &[machine("a"), machine("b")], UnixTime(1200));
+        assert_eq!(sweep.terminate, ["i-a"]);
+        assert!(sweep.close.is_empty());
+    }
+
+    #[test]
+    fn a_finished_run_loses_its_machines_and_nobody_elses() {
+        let mut other = lease("b", 9000);
+        other.run = "run-ba9876543210".parse().unwrap();
+        let run = "run-0123456789ab".parse().unwrap();
+        let sweep = sweep(Scope::Run(&run), &[lease("a", 9000), other], &[machine("a"), machine("b")], UnixTime(1200));
+        assert_eq!(sweep.terminate, ["i-a"]);
+        assert_eq!(sweep.close.len(), 1);
+        assert!(sweep.lost.is_empty());
+    }
+
+    #[test]
+    fn a_revoked_machine_has_time_to_checkpoint() {
+        let revoked = Lease { status: LeaseStatus::Revoked, ..lease("a", 1100) };
+        assert_eq!(
+            sweep(Scope::All, std::slice::from_ref(&revoked), &[machine("a")], UnixTime(1150)),
+            Sweep::default()
+        );
+        assert_eq!(sweep(Scope::All, &[revoked], &[machine("a")], UnixTime(1220)).terminate, ["i-a"]);
+    }
+
+    #[test]
+    fn a_lease_that_never_got_a_machine_costs_nothing() {
+        let lease = Lease { instance_id: None, ..lease("a", 1100) };
+        let sweep = sweep(Scope::All, &[lease], &[], UnixTime(5000));
+        assert_eq!(sweep.close[0].metered, Usd::ZERO);
+    }
+
+    #[test]
+    fn a_machine_that_vanished_is_lost_at_once() {
+        let gone = Machine { is_running: false, ..machine("a") };
+        let sweep = sweep(Scope::All, &[lease("a", 9000)], &[gone], UnixTime(1200));
+        assert_eq!(sweep.lost.len(), 1);
+        assert!(sweep.terminate.is_empty());
+    }
+
+    #[test]
+    fn sweeping_twice_does_nothing_more() {
+        let leases = [lease("a", 1100)];
+        let first = sweep(Scope::All, &leases, &[machine("a")], UnixTime(1200));
+        let gone = Machine { is_running: false, ..machine("a") };
+        assert_eq!(sweep(Scope::All, &first.close, &[gone], UnixTime(1300)), Sweep::default());
+    }
+}

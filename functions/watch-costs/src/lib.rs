@@ -1,0 +1,194 @@
+//! Lambda function `watch-costs`: meters what runs, warns, and stops what would exceed its cap.
+//!
+//! Promise: the alarms at 50, 80 and 100 % of a month's budget are mailed once each, whoever else runs at the same time; a
+//! machine that would pass its cap before the next look is told to stop (its trainer checkpoints first); an endpoint billed by
+//! the hour is charged to its project, and deleted when the project's month is used up.
+
+pub mod mail;
+pub mod meter;
+
+use std::collections::BTreeMap;
+
+use tunesmith_aws::{
+    dynamodb::{Conditional, Expression, Table, Transacted, Write},
+    sagemaker::SageMaker,
+    sns::Topic,
+};
+use tunesmith_contract::{
+    ProjectId, RunId, Seconds, UnixTime, Usd,
+    error_name::Failure,
+    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, LeaseStatus, RunRecord},
+    tasks::WatchedCosts,
+};
+
+/// The schedule's interval: how far ahead a machine's cost is looked at.
+pub const INTERVAL: Seconds = Seconds(300);
+
+/// What the function calls.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// Leases, runs, budgets, endpoint meters.
+    pub table: Table,
+    /// Who is warned.
+    pub alarms: Topic,
+    /// Endpoints billed by the hour.
+    pub sagemaker: SageMaker,
+}
+
+/// Looks once. `account_cap` is what all projects together may spend in a month.
+///
+/// # Errors
+/// AWS errors; everything may be repeated.
+pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Result<WatchedCosts, Failure> {
+    let mut watched = WatchedCosts::default();
+    meter_machines(clients, now, &mut watched).await?;
+    let endpoints: Vec<EndpointMeter> = clients.table.query("ENDPOINT", "").await?;
+    for endpoint in &endpoints {
+        charge_endpoint(clients, endpoint, account_cap, now).await?;
+    }
+    let month = now.month();
+    let budgets: Vec<(String, BudgetItem)> = clients.table.query_keyed(&ItemKey::month(&month), "").await?;
+    let mut account = Usd::ZERO;
+    for (sk, item) in &budgets {
+        let Ok(project) = sk.parse::<ProjectId>() else { continue };
+        let runs: Vec<RunRecord> = clients.table.query(&ItemKey::project(&project), "RUN#").await?;
+        let runs: Vec<_> = runs.into_iter().filter(|r| r.month == month).collect();
+        let used = meter::used(item, &runs);
+        account = account.saturating_add(used);
+        warn(clients, &ItemKey::budget(&project, &month), project.as_str(), item, used, &mut watched).await?;
+        if used > Usd::ZERO && used >= item.limit {
+            stop_endpoints(clients, endpoints.iter().filter(|e| e.project == project), &mut watched).await?;
+        }
+    }
+    if account > Usd::ZERO && account >= account_cap {
+        stop_endpoints(clients, endpoints.iter(), &mut watched).await?;
+    }
+    if let Some((_, item)) = budgets.iter().find(|(sk, _)| sk == "ACCOUNT") {
+        warn(clients, &ItemKey::account_budget(&month), "the whole account", item, account, &mut watched).await?;
+    }
+    tracing::info!(machines = watched.machines, alarms = ?watched.alarms, stopped = ?watched.stopped, used = %account,
+        "watched");
+    Ok(watched)
+}
+
+async fn meter_machines(clients: &Clients, now: UnixTime, watched: &mut WatchedCosts) -> Result<(), Failure> {
+    let leases: Vec<Lease> = clients.table.query("LEASE", "").await?;
+    let mut runs: BTreeMap<(ProjectId, RunId), Usd> = BTreeMap::new();
+    for lease in &leases {
+        let total = runs.entry((lease.project.clone(), lease.run.clone())).or_default();
+        *total = total.saturating_add(lease.metered_at(now));
+    }
+    for lease in leases.iter().filter(|l| l.status != LeaseStatus::Closed && l.instance_id.is_some()) {
+        watched.machines += 1;
+        let key = ItemKey::lease(&lease.attempt);
+        clients.table.raise(&key, "metered", lease.metered_at(now)).await?;
+        if meter::must_stop(lease, now, INTERVAL) {
+            let revoke = Expression::new("SET #status = :revoked, #expires = :now")
+                .name("#status", "status")
+                .name("#expires", "expires_at")
+                .value(":revoked", LeaseStatus::Revoked)
+                .value(":now", now);
+            let active = Expression::new("#status = :active").value(":active", LeaseStatus::Active);
+            if let Conditional::Done(_) = clients.table.update::<Lease>(&key, revoke, Some(active)).await? {
+                watched.stopped.push(lease.instance_id.clone().unwrap_or_default());
+                let (subject, body) = mail::machine_stopped(lease, lease.metered_at(now));
+                clients.alarms.publish(&subject, &body).await?;
+            }
+        }
+    }
+    let open = |run: &RunId| leases.iter().any(|l| l.run == *run && l.status != LeaseStatus::Closed);
+    for ((project, run), total) in runs.into_iter().filter(|((_, run), _)| open(run)) {
+        clients.table.raise(&ItemKey::run(&project, &run), "metered", total).await?;
+    }
+    Ok(())
+}
+
+async fn charge_endpoint(
+    clients: &Clients,
+    endpoint: &EndpointMeter,
+    account_cap: Usd,
+    now: UnixTime,
+) -> Result<(), Failure> {
+    let charge = meter::endpoint_charge(endpoint, now);
+    if charge <= Usd::ZERO {
+        return Ok(());
+    }
+    if clients.sagemaker.describe_endpoint(&endpoint.name).await?.is_none() {
+        tracing::warn!(endpoint = endpoint.name, "deleted by somebody else: no longer metered");
+        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+        return Ok(());
+    }
+    // A month without a reservation has no budget item yet: it is made with the limit that holds.
+    let add = |limit: Usd| {
+        Expression::new(
+            "SET #spent = if_not_exists(#spent, :zero) + :charge, #reserved = if_not_exists(#reserved, :zero), \
+             #limit = if_not_exists(#limit, :limit)",
+        )
+        .name("#spent", "spent")
+        .name("#reserved", "reserved")
+        .name("#limit", "limit")
+        .value(":zero", 0)
+        .value(":limit", limit)
+        .value(":charge", charge)
+    };
+    let until = Expression::new("SET metered_until = :now").value(":now", now);
+    let unchanged = Expression::new("metered_until = :before").value(":before", endpoint.metered_until);
+    let month = now.month();
+    let writes = vec![
+        Write::update(&ItemKey::endpoint(&endpoint.name), until).when(unchanged),
+        Write::update(&ItemKey::budget(&endpoint.project, &month), add(endpoint.monthly_limit)),
+        Write::update(&ItemKey::account_budget(&month), add(account_cap)),
+    ];
+    match clients.table.transact(writes, None).await? {
+        Transacted::Done => tracing::info!(endpoint = endpoint.name, charge = %charge, "charged"),
+        // Somebody else charged the same time, or touched the budget at this moment: the next look charges what is left.
+        Transacted::ConditionFailed(_) | Transacted::Conflict => {}
+    }
+    Ok(())
+}
+
+async fn warn(
+    clients: &Clients,
+    key: &ItemKey,
+    whose: &str,
+    budget: &BudgetItem,
+    used: Usd,
+    watched: &mut WatchedCosts,
+) -> Result<(), Failure> {
+    for percent in meter::due_alarms(budget, used) {
+        // Whoever adds the threshold to the list sends the mail; a second caller finds it there.
+        let add = Expression::new("SET #sent = list_append(if_not_exists(#sent, :none), :one)")
+            .name("#sent", "alarms_sent")
+            .value(":none", Vec::<u8>::new())
+            .value(":one", vec![percent]);
+        let absent =
+            Expression::new("attribute_exists(pk) AND NOT contains(#sent, :percent)").value(":percent", percent);
+        if let Conditional::Done(_) = clients.table.update::<BudgetItem>(key, add, Some(absent)).await? {
+            let (subject, body) = mail::alarm(whose, percent, budget, used);
+            clients.alarms.publish(&subject, &body).await?;
+            watched.alarms.push(format!("{whose} {percent}"));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes those of the endpoints that are billed by the hour. The live record goes too: the gateway then says that nothing is
+/// live, and the next pipeline deploys the run again.
+async fn stop_endpoints(
+    clients: &Clients,
+    endpoints: impl Iterator<Item = &EndpointMeter>,
+    watched: &mut WatchedCosts,
+) -> Result<(), Failure> {
+    for endpoint in endpoints.filter(|e| e.instances > 0) {
+        if watched.stopped.contains(&endpoint.name) {
+            continue;
+        }
+        clients.sagemaker.delete_endpoint(&endpoint.name).await?;
+        clients.table.delete(&ItemKey::live(&endpoint.project)).await?;
+        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+        let (subject, body) = mail::endpoint_stopped(endpoint);
+        clients.alarms.publish(&subject, &body).await?;
+        watched.stopped.push(endpoint.name.clone());
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! Lambda function `watch-costs`.
+
+use serde_json::Value;
+use tunesmith_aws::{dynamodb::Table, sagemaker::SageMaker, sns::Topic};
+use tunesmith_contract::Usd;
+use tunesmith_lambda::{Environment, RunError, now};
+use watch_costs::Clients;
+
+#[tokio::main]
+async fn main() -> Result<(), RunError> {
+    tunesmith_lambda::run(
+        async |environment: &Environment| {
+            let config = tunesmith_aws::config().await;
+            let clients = Clients {
+                table: Table::new(&config, environment.text("TABLE")?),
+                alarms: Topic::new(&config, environment.text("ALARMS_TOPIC_ARN")?),
+                sagemaker: SageMaker::new(&config),
+            };
+            Ok((clients, Usd::from_micros(environment.parsed("ACCOUNT_MONTHLY_CAP_MICROS")?)))
+        },
+        async |(clients, account_cap), _event: Value| watch_costs::handle(clients, *account_cap, now()).await,
+    )
+    .await
+}
