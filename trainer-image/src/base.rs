@@ -1,0 +1,205 @@
+//! The base model as a folder of this machine: where it is already, from S3, or from the Hugging Face hub.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use tunesmith_contract::{
+    BaseModel, DocumentId,
+    job::{BaseSource, Location},
+};
+use tunesmith_model::{Llama, Tokenizer};
+
+use crate::{
+    blocking::blocking,
+    error::{Result, TrainerError},
+    store::{Entry, Store},
+};
+
+/// A base model, ready to compute.
+#[derive(Clone)]
+pub struct Base {
+    /// Its name.
+    pub name: BaseModel,
+    /// Its files.
+    pub folder: PathBuf,
+    /// Its weights.
+    pub model: Arc<Llama>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Small files of a model folder, beside its weights; of these only the first two must be there.
+pub const COMPANIONS: [&str; 6] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+impl Base {
+    /// Fetches and loads the model.
+    ///
+    /// # Errors
+    /// [`TrainerError::UnknownBaseModel`] when a file is missing or cannot be used; [`TrainerError::Hub`] when the hub is down.
+    pub async fn load(source: &BaseSource, store: &Store, cache: &Path) -> Result<Self> {
+        let folder = fetch(source, store, cache).await?;
+        let (name, from, source) = (source.name.clone(), folder.clone(), source.clone());
+        blocking(move || {
+            let unknown = |error: tunesmith_model::ModelError| unknown(&source, error.to_string());
+            let model = Arc::new(Llama::load(&from).map_err(unknown)?);
+            let tokenizer = Arc::new(Tokenizer::load(&from).map_err(unknown)?);
+            Ok(Self { name, folder: from, model, tokenizer })
+        })
+        .await
+    }
+}
+
+/// The folder of the model's files, complete.
+///
+/// # Errors
+/// As [`Base::load`].
+pub async fn fetch(source: &BaseSource, store: &Store, cache: &Path) -> Result<PathBuf> {
+    match &source.folder {
+        Some(Location::Local(folder)) => {
+            complete(source, &store.list(&Location::Local(folder.clone())).await?)?;
+            Ok(folder.clone())
+        }
+        Some(remote) => fetch_remote(source, remote, store, cache).await,
+        None => {
+            let source = source.clone();
+            blocking(move || from_hub(&source)).await
+        }
+    }
+}
+
+/// Where downloaded models are kept between runs: `TUNESMITH_CACHE`, else `~/.cache/tunesmith`, else the system's folder for
+/// temporary files.
+#[must_use]
+pub fn cache_folder() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/tunesmith"));
+    let chosen = std::env::var_os("TUNESMITH_CACHE").map(PathBuf::from).or_else(home);
+    // SageMaker may run a container with a home folder that cannot be written
+    chosen
+        .filter(|folder| std::fs::create_dir_all(folder).is_ok())
+        .unwrap_or_else(|| std::env::temp_dir().join("tunesmith"))
+}
+
+/// Downloads once per content: the folder's name holds a hash of all names, sizes and entity tags.
+async fn fetch_remote(source: &BaseSource, remote: &Location, store: &Store, cache: &Path) -> Result<PathBuf> {
+    let mut entries = store.list(remote).await?;
+    // no sub-folders: hubs keep copies in other formats there
+    entries.retain(|entry| {
+        !entry.name.contains('/')
+            && (is_weights(&entry.name) || entry.name.ends_with(".json") || COMPANIONS.contains(&entry.name.as_str()))
+    });
+    complete(source, &entries)?;
+    let mut content = remote.to_string();
+    for entry in &entries {
+        let tag = store.tag(&remote.join(&entry.name)).await?;
+        content.push_str(&format!("\n{} {} {tag}", entry.name, entry.bytes));
+    }
+    let hash = &DocumentId::of(content.as_bytes()).to_string()[..16];
+    let folder = cache.join("models").join(format!("{}-{hash}", source.name.folder()));
+    if folder.is_dir() {
+        tracing::info!(folder = %folder.display(), "the base model was downloaded before");
+        return Ok(folder);
+    }
+    tracing::info!(from = %remote, bytes = entries.iter().map(|entry| entry.bytes).sum::<u64>(), "downloading the base model");
+    let part = folder.with_added_extension(format!("part-{}", std::process::id()));
+    store.download_files(remote, &entries, &part).await?;
+    if let Err(error) = std::fs::rename(&part, &folder) {
+        // another process was faster with the same content
+        std::fs::remove_dir_all(&part).map_err(TrainerError::io(&part))?;
+        if !folder.is_dir() {
+            return Err(TrainerError::io(folder)(error));
+        }
+    }
+    Ok(folder)
+}
+
+/// What can be known from the names alone.
+fn complete(source: &BaseSource, entries: &[Entry]) -> Result<()> {
+    let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    let missing: Vec<&str> = COMPANIONS[..2].iter().copied().filter(|name| !has(name)).collect();
+    if !missing.is_empty() {
+        return Err(unknown(source, format!("{} is missing", missing.join(" and "))));
+    }
+    if !has(WEIGHTS) && !has(INDEX) {
+        return Err(unknown(source, format!("neither {WEIGHTS} nor {INDEX} is there")));
+    }
+    Ok(())
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
+fn unknown(source: &BaseSource, detail: String) -> TrainerError {
+    TrainerError::UnknownBaseModel { base: Box::new(source.clone()), detail }
+}
+
+/// Fetches by id, with the hub's own cache (`HF_HOME`) and token (`HF_TOKEN`).
+fn from_hub(source: &BaseSource) -> Result<PathBuf> {
+    let failed = |error: &ApiError| match error {
+        ApiError::RequestError(request) => match request.as_ref() {
+            // the hub answers 401 for ids that do not exist, lest private ones be found by guessing
+            error @ ureq::Error::Status(401 | 403 | 404, _) => unknown(source, format!("the hub says: {error}")),
+            error => TrainerError::Hub { name: source.name.clone(), detail: error.to_string() },
+        },
+        error => TrainerError::Hub { name: source.name.clone(), detail: error.to_string() },
+    };
+    let api = ApiBuilder::from_env().with_progress(false).with_retries(3).build().map_err(|error| failed(&error))?;
+    let repo = api.model(source.name.to_string());
+    let listing = repo.info().map_err(|error| failed(&error))?;
+    let entries: Vec<Entry> =
+        listing.siblings.into_iter().map(|sibling| Entry { name: sibling.rfilename, bytes: 0 }).collect();
+    complete(source, &entries)?;
+    let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    let get = |repo: &ApiRepo, name: &str| repo.get(name).map_err(|error| failed(&error));
+    for name in COMPANIONS.iter().skip(1).filter(|name| has(name)) {
+        get(&repo, name)?;
+    }
+    if has(WEIGHTS) {
+        get(&repo, WEIGHTS)?;
+    } else {
+        get(&repo, INDEX)?;
+        for entry in entries.iter().filter(|entry| is_weights(&entry.name) && entry.name.starts_with("model-")) {
+            get(&repo, &entry.name)?;
+        }
+    }
+    let config = get(&repo, COMPANIONS[0])?;
+    config.parent().map(Path::to_path_buf).ok_or_else(|| unknown(source, "the hub's cache has no folder".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(folder: Option<&Path>) -> BaseSource {
+        BaseSource { name: "tunesmith-mini".parse().unwrap(), folder: folder.map(|f| Location::Local(f.to_path_buf())) }
+    }
+
+    #[tokio::test]
+    async fn a_folder_without_all_files_is_an_unknown_base_model_that_names_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, base) = (Store::default(), source(Some(folder.path())));
+        let text = |result: Result<PathBuf>| result.unwrap_err().to_string();
+        let none = text(fetch(&base, &store, folder.path()).await);
+        assert!(none.contains("config.json and tokenizer.json is missing"), "{none}");
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        let weightless = text(fetch(&base, &store, folder.path()).await);
+        assert!(weightless.contains("neither model.safetensors nor"), "{weightless}");
+        std::fs::write(folder.path().join("model.safetensors"), "broken").unwrap();
+        assert_eq!(fetch(&base, &store, folder.path()).await.unwrap(), folder.path());
+        let broken = Base::load(&base, &store, folder.path()).await.err().unwrap();
+        assert_eq!(broken.name(), tunesmith_contract::ErrorName::UnknownBaseModel, "{broken}");
+    }
+}

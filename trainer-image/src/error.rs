@@ -1,0 +1,217 @@
+//! Everything that ends a job, and the name that a state machine sees for it.
+
+use std::{any::Any, path::PathBuf};
+
+use tunesmith_aws::AwsError;
+use tunesmith_contract::{
+    BaseModel, ErrorName,
+    error_name::Failure,
+    job::{BaseSource, Location},
+};
+use tunesmith_training::TrainingError;
+
+/// Result of everything a job does.
+pub type Result<T, E = TrainerError> = std::result::Result<T, E>;
+
+/// Why a job could not be done. Being stopped is not among these: that is [`crate::stop::StopReason`].
+#[derive(Debug, thiserror::Error)]
+pub enum TrainerError {
+    /// A call to AWS.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
+    /// Model, tokenizer or adapter.
+    #[error(transparent)]
+    Model(#[from] tunesmith_model::ModelError),
+    /// Training.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    /// Evaluation.
+    #[error(transparent)]
+    Evaluation(#[from] tunesmith_evaluation::EvaluationError),
+    /// Reading a split of the dataset.
+    #[error("{location}: {source}; start the pipeline again so that the dataset is written anew")]
+    Dataset {
+        /// The file.
+        location: Location,
+        /// What its reader said.
+        source: tunesmith_documents::DatasetError,
+    },
+    /// A file or folder of this machine.
+    #[error(
+        "cannot read or write {path}: {source}; check that it exists, that it may be written and that the disk has room"
+    )]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// JSON that is not what it must be.
+    #[error("{location} is not a valid {what}: {source}; compare it with events/trainer/")]
+    Json {
+        /// The file.
+        location: Location,
+        /// What was expected.
+        what: &'static str,
+        /// Where the parser stopped.
+        source: serde_json::Error,
+    },
+    /// Something that an earlier step must have written.
+    #[error("{what} {location} is missing; start the pipeline again, or correct the path in the job")]
+    Missing {
+        /// What was looked for.
+        what: &'static str,
+        /// Where.
+        location: Location,
+    },
+    /// A file that is larger than anything of its kind may be.
+    #[error("{location} has {bytes} bytes, the limit is {limit}; it is not what the job says it is")]
+    TooLarge {
+        /// The file.
+        location: Location,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The base model is not where the job says, or is incomplete.
+    #[error(
+        "base model {} ({}): {detail}; upload config.json, tokenizer.json and the safetensors files to models/{}/, or correct base_model",
+        base.name, base.folder.as_ref().map_or("by its Hugging Face id".to_owned(), ToString::to_string), base.name.folder()
+    )]
+    UnknownBaseModel {
+        /// The job's words.
+        base: Box<BaseSource>,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The output folder holds checkpoints of a run with other settings.
+    #[error(
+        "{location} was made with other training settings ({differs}); choose another output folder, or delete the checkpoints \
+         in this one"
+    )]
+    OtherSettings {
+        /// The checkpoint's folder.
+        location: Location,
+        /// Which settings differ.
+        differs: String,
+    },
+    /// The Hugging Face hub could not be reached, or refused.
+    #[error("base model {name} could not be fetched from the hub: {detail}; try again, or upload its files to models/{}/", name.folder())]
+    Hub {
+        /// The model's id.
+        name: BaseModel,
+        /// What the client said.
+        detail: String,
+    },
+    /// The merged model does not answer as base and adapter did.
+    #[error(
+        "the merged model's logits differ by {found:e} from those of base and adapter, allowed are {allowed:e}; \
+         export the adapter instead, or use a base model in f32"
+    )]
+    ExportDiffers {
+        /// Largest absolute difference.
+        found: f32,
+        /// What the number format explains.
+        allowed: f32,
+    },
+    /// The command line or the environment.
+    #[error("{0}")]
+    Usage(String),
+    /// A defect.
+    #[error("the trainer stopped at a defect: {message}; report it with the log lines of this run")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+}
+
+impl TrainerError {
+    /// For `map_err`: an I/O failure at this path.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// For `map_err`: JSON at this location that is no `what`.
+    pub fn json(location: &Location, what: &'static str) -> impl FnOnce(serde_json::Error) -> Self {
+        let location = location.clone();
+        move |source| Self::Json { location, what, source }
+    }
+
+    /// A panic that was caught.
+    #[must_use]
+    pub fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message =
+            text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned());
+        Self::Panicked { message }
+    }
+
+    /// The name that the state machine matches.
+    #[must_use]
+    pub fn name(&self) -> ErrorName {
+        match self {
+            Self::Aws(error) => error.name(),
+            Self::Training(TrainingError::NonFiniteLoss { .. } | TrainingError::NonFiniteGradient { .. }) => {
+                ErrorName::TrainingDiverged
+            }
+            Self::Model(_)
+            | Self::Training(_)
+            | Self::Evaluation(_)
+            | Self::Dataset { .. }
+            | Self::Io { .. }
+            | Self::TooLarge { .. }
+            | Self::ExportDiffers { .. } => ErrorName::TrainingFailed,
+            Self::Json { .. } | Self::Usage(_) | Self::OtherSettings { .. } => ErrorName::InvalidInput,
+            Self::Hub { .. } => ErrorName::ServiceUnavailable,
+            Self::Missing { .. } => ErrorName::NotFound,
+            Self::UnknownBaseModel { .. } => ErrorName::UnknownBaseModel,
+            Self::Panicked { .. } => ErrorName::Internal,
+        }
+    }
+}
+
+impl From<&TrainerError> for Failure {
+    fn from(error: &TrainerError) -> Self {
+        Self::new(error.name(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_class_of_failure_has_its_name() {
+        let location = Location::from("s3://bucket/key".to_owned());
+        let base = BaseSource { name: "acme/model".parse().unwrap(), folder: None };
+        let unknown = TrainerError::UnknownBaseModel { base: Box::new(base), detail: "no config.json".into() };
+        assert!(unknown.to_string().contains("models/acme--model/"), "{unknown}");
+        for (error, name) in [
+            (unknown, ErrorName::UnknownBaseModel),
+            (TrainerError::Missing { what: "train.jsonl.zst", location: location.clone() }, ErrorName::NotFound),
+            (TrainerError::panicked(&"boom"), ErrorName::Internal),
+            (
+                TrainingError::NonFiniteLoss { step: 3, loss: f64::NAN, batch: vec![1] }.into(),
+                ErrorName::TrainingDiverged,
+            ),
+            (TrainingError::EmptyDataset { num_examples: 0 }.into(), ErrorName::TrainingFailed),
+            (TrainerError::io("/full")(std::io::ErrorKind::StorageFull.into()), ErrorName::TrainingFailed),
+            (
+                TrainerError::Aws(AwsError {
+                    service: "s3",
+                    operation: "PutObject",
+                    code: "AccessDenied".into(),
+                    message: "no".into(),
+                    retryable: false,
+                }),
+                ErrorName::AccessDenied,
+            ),
+        ] {
+            let failure = Failure::from(&error);
+            assert_eq!(failure.name, name, "{error}");
+            assert!(!failure.message.is_empty());
+        }
+    }
+}

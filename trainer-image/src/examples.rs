@@ -1,0 +1,213 @@
+//! Splits of a dataset as the training crate wants them, with what evaluation must know about each example.
+//!
+//! The same rules hold for all three splits, so that no model is scored on other text than it was trained on:
+//! - texts longer than a window are cut by the training crate;
+//! - a chat longer than a window is cut between turns into several chats, each with the system turn;
+//! - a chat that still does not fit, or that the model's template refuses, is left out and counted, never silently.
+
+use tunesmith_contract::{
+    DocumentId,
+    documents::{self, Role},
+};
+use tunesmith_model::{Message, Tokenizer, encode_conversation};
+use tunesmith_training::{Dataset, Example};
+
+use crate::error::Result;
+
+/// Examples of one split.
+#[derive(Debug, Default)]
+pub struct Split {
+    /// What the training crate gets.
+    pub examples: Vec<Example>,
+    /// Beside each example: where it came from and how much text is scored.
+    pub origins: Vec<Origin>,
+    /// Chats left out, with the reason of the first.
+    pub left_out: LeftOut,
+}
+
+/// Where an example came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its document.
+    pub document: DocumentId,
+    /// White-space separated words that are scored: of the text, or of the assistant's turns.
+    pub words: u64,
+    /// UTF-8 bytes that are scored.
+    pub bytes: u64,
+}
+
+/// Chats that could not be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many.
+    pub count: u64,
+    /// Why, for the first.
+    pub first: String,
+}
+
+impl LeftOut {
+    /// Logs what was left out of this split.
+    pub fn warn(&self, split: &str) {
+        if self.count > 0 {
+            tracing::warn!(split, chats = self.count, first = self.first, "chats were left out");
+        }
+    }
+}
+
+impl Split {
+    /// Prepares the lines of a split.
+    #[must_use]
+    pub fn prepare(tokenizer: &Tokenizer, lines: &[documents::Example], sequence_length: usize) -> Self {
+        let mut split = Self::default();
+        for line in lines {
+            match line {
+                documents::Example::Text { text, document } => {
+                    let origin = origin(document, [text.as_str()]);
+                    split.push(Example::Text { text: text.clone() }, origin);
+                }
+                documents::Example::Chat { messages, document } => match fit(tokenizer, messages, sequence_length) {
+                    Ok(parts) => {
+                        for part in parts {
+                            let answers = part.iter().filter(|m| m.role == "assistant").map(|m| m.content.as_str());
+                            let origin = origin(document, answers);
+                            split.push(Example::Chat { messages: part }, origin);
+                        }
+                    }
+                    Err(reason) => {
+                        if split.left_out.count == 0 {
+                            split.left_out.first = reason;
+                        }
+                        split.left_out.count += 1;
+                    }
+                },
+            }
+        }
+        split
+    }
+
+    /// Tokenised, ready for training or scoring.
+    pub fn dataset(&self, tokenizer: &Tokenizer, sequence_length: usize) -> Result<Dataset> {
+        Ok(Dataset::build(tokenizer, &self.examples, sequence_length)?)
+    }
+
+    fn push(&mut self, example: Example, origin: Origin) {
+        self.examples.push(example);
+        self.origins.push(origin);
+    }
+}
+
+/// A chat's turns as the template names them.
+#[must_use]
+pub fn turns(messages: &[documents::Message]) -> Vec<Message> {
+    let role = |role| match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    };
+    messages.iter().map(|message| Message::new(role(message.role), &message.content)).collect()
+}
+
+/// The chat in as few parts as fit; each begins with the system turn, if there is one, and ends with an answer.
+fn fit(tokenizer: &Tokenizer, messages: &[documents::Message], limit: usize) -> Result<Vec<Vec<Message>>, String> {
+    let messages = turns(messages);
+    let tokens =
+        |part: &[Message]| encode_conversation(tokenizer, part).map(|t| t.ids.len()).map_err(|e| e.to_string());
+    if tokens(&messages)? <= limit {
+        return Ok(vec![messages]);
+    }
+    let (system, rest) = messages.split_at(usize::from(messages.first().is_some_and(|m| m.role == "system")));
+    let (mut parts, mut current): (Vec<Vec<Message>>, _) = (Vec::new(), system.to_vec());
+    // one exchange: everything up to and including an answer; a question without an answer teaches nothing
+    for exchange in rest.split_inclusive(|message| message.role == "assistant") {
+        if exchange.last().is_none_or(|message| message.role != "assistant") {
+            continue;
+        }
+        let longer = [current.as_slice(), exchange].concat();
+        if tokens(&longer)? <= limit {
+            current = longer;
+            continue;
+        }
+        let alone = [system, exchange].concat();
+        let length = tokens(&alone)?;
+        if length > limit {
+            return Err(format!("one exchange has {length} tokens, training.sequence_length is {limit}"));
+        }
+        if current.len() > system.len() {
+            parts.push(std::mem::replace(&mut current, alone));
+        } else {
+            current = alone;
+        }
+    }
+    if current.len() > system.len() {
+        parts.push(current);
+    }
+    Ok(parts)
+}
+
+fn origin<'a>(document: &DocumentId, texts: impl IntoIterator<Item = &'a str>) -> Origin {
+    let (mut words, mut bytes) = (0, 0);
+    for text in texts {
+        words += text.split_whitespace().count() as u64;
+        bytes += text.len() as u64;
+    }
+    Origin { document: document.clone(), words, bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tunesmith_contract::documents::Message as Turn;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("base-model")).unwrap()
+    }
+
+    fn turn(role: Role, content: &str) -> Turn {
+        Turn { role, content: content.into() }
+    }
+
+    #[test]
+    fn a_long_chat_is_cut_between_turns_and_keeps_the_system_turn() {
+        let (tokenizer, document) = (tokenizer(), DocumentId::of(b"x"));
+        let mut messages = vec![turn(Role::System, "Answer shortly.")];
+        for number in 0..6 {
+            messages.push(turn(Role::User, &format!("What is the rule number {number} of the handbook?")));
+            messages.push(turn(Role::Assistant, &format!("The rule number {number} says that doors are closed.")));
+        }
+        let whole = encode_conversation(&tokenizer, &turns(&messages)).unwrap().ids.len();
+        let chat = documents::Example::Chat { messages, document };
+        let split = Split::prepare(&tokenizer, std::slice::from_ref(&chat), whole / 2);
+        assert!(split.examples.len() >= 2 && split.left_out.count == 0, "{:?}", split.examples.len());
+        let mut answers = 0;
+        for example in &split.examples {
+            let Example::Chat { messages } = example else { panic!("a chat stays a chat") };
+            assert_eq!((messages[0].role.as_str(), messages[1].role.as_str()), ("system", "user"));
+            answers += messages.iter().filter(|m| m.role == "assistant").count();
+            assert!(encode_conversation(&tokenizer, messages).unwrap().ids.len() <= whole / 2);
+        }
+        assert_eq!(answers, 6, "every answer is trained on once");
+        assert!(split.dataset(&tokenizer, whole / 2).is_ok());
+
+        let split = Split::prepare(&tokenizer, &[chat], 12);
+        assert_eq!((split.examples.len(), split.left_out.count), (0, 1));
+        assert!(split.left_out.first.contains("sequence_length is 12"), "{}", split.left_out.first);
+    }
+
+    #[test]
+    fn words_and_bytes_are_those_that_are_scored() {
+        let (tokenizer, document) = (tokenizer(), DocumentId::of(b"x"));
+        let lines = [
+            documents::Example::Text { text: "Grüße an  alle\n".into(), document: document.clone() },
+            documents::Example::Chat {
+                messages: vec![turn(Role::User, "How many words?"), turn(Role::Assistant, "two words")],
+                document: document.clone(),
+            },
+        ];
+        let split = Split::prepare(&tokenizer, &lines, 64);
+        let counts: Vec<_> = split.origins.iter().map(|o| (o.words, o.bytes)).collect();
+        assert_eq!(counts, [(3, 17), (2, 9)]);
+    }
+}

@@ -1,0 +1,103 @@
+//! `train`: fetch, train, store the adapter, evaluate, report. `evaluate`: the last part alone.
+
+use std::{sync::Arc, time::Instant};
+
+use tunesmith_contract::{
+    Seconds,
+    evaluation::Evaluation,
+    job::{TrainJob, TrainReport},
+};
+use tunesmith_training::{Dataset, TrainingError};
+
+use crate::{
+    base::Base,
+    blocking::blocking,
+    context::Context,
+    error::{Result, TrainerError},
+    evaluation::{self, EVALUATION, TestSplit},
+    examples::Split,
+    halt::Halt,
+    reference::{self, REFERENCE},
+    settings::training_config,
+    splits,
+    training::{self, Inputs},
+};
+
+/// Does the whole job. The result depends on nothing but the job and what it names.
+pub async fn run(job: &TrainJob, context: &Context) -> Result<TrainReport, Halt> {
+    let started = Instant::now();
+    let base = context.stop.or(Base::load(&job.base, &context.store, &context.cache)).await??;
+    let inputs = context.stop.or(inputs(job, &base, context)).await??;
+    let trained = training::train(job, inputs, context).await?;
+    let finishing = async {
+        let adapter_at = job.output.join("adapter");
+        context.store.upload_folder(&trained.adapter, &adapter_at).await?;
+        let tuned = evaluation::load_adapter(&base, &trained.adapter).await?;
+        let (of, adapter) = (base.clone(), tuned.clone());
+        let logits = blocking(move || Ok(reference::logits(&of, &adapter)?)).await?;
+        context.store.put_json(&job.output.join(REFERENCE), &logits).await?;
+        let test = context.stop.or(test_split(job, &base, context)).await??;
+        evaluation::evaluate(job, &base, tuned, test, context).await?;
+        Ok::<_, Halt>(adapter_at)
+    };
+    let adapter = finishing.await.map_err(|halt: Halt| halt.saved_at(trained.steps))?;
+    Ok(TrainReport {
+        run: job.run.clone(),
+        steps: trained.steps,
+        final_loss: trained.final_loss,
+        seconds: Seconds(started.elapsed().as_secs()),
+        resumed_from: trained.resumed_from,
+        adapter,
+        evaluation: job.output.join(EVALUATION),
+    })
+}
+
+/// Evaluates the adapter that lies in the run's folder.
+pub async fn evaluate(job: &TrainJob, context: &Context) -> Result<Evaluation, Halt> {
+    let base = context.stop.or(Base::load(&job.base, &context.store, &context.cache)).await??;
+    let from = job.output.join("adapter");
+    let tuned = context.stop.or(evaluation::fetch_adapter(context, &base, &from, "adapter")).await??;
+    let test = context.stop.or(test_split(job, &base, context)).await??;
+    evaluation::evaluate(job, &base, tuned, test, context).await
+}
+
+async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs> {
+    let length = job.training.sequence_length as usize;
+    let train = tokenised(job, base, context, "train").await?;
+    let validation = match tokenised(job, base, context, "validation").await {
+        Ok(dataset) => Some(Arc::new(dataset)),
+        Err(TrainerError::Training(
+            error @ (TrainingError::EmptyDataset { .. } | TrainingError::AllLabelsMasked { .. }),
+        )) => {
+            tracing::warn!(%error, "the validation split has nothing to score: the last adapter is taken, not the best");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let config = training_config(&job.training, train.len())?;
+    tracing::info!(
+        sequences = train.len(),
+        tokens = train.num_tokens(),
+        unusable = train.num_unusable,
+        sequence_length = length,
+        "the dataset is ready"
+    );
+    Ok(Inputs { base: base.clone(), train, validation, config })
+}
+
+async fn tokenised(job: &TrainJob, base: &Base, context: &Context, name: &'static str) -> Result<Dataset> {
+    let lines = splits::read(&context.store, &job.dataset, name).await?;
+    let (tokenizer, length) = (base.tokenizer.clone(), job.training.sequence_length as usize);
+    blocking(move || {
+        let split = Split::prepare(&tokenizer, &lines, length);
+        split.left_out.warn(name);
+        split.dataset(&tokenizer, length)
+    })
+    .await
+}
+
+async fn test_split(job: &TrainJob, base: &Base, context: &Context) -> Result<TestSplit> {
+    let lines = splits::read(&context.store, &job.dataset, "test").await?;
+    let (base, length) = (base.clone(), job.training.sequence_length as usize);
+    blocking(move || TestSplit::new(&base, lines, length)).await
+}

@@ -1,0 +1,206 @@
+//! `train`, `evaluate` and `export` on a person's own machine: local paths, no AWS.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{Fixture, Running, text};
+use serde_json::{Value, json};
+use tunesmith_contract::{
+    evaluation::Evaluation,
+    job::{MetricLine, ReferenceLogits, TrainReport},
+};
+use tunesmith_model::{Llama, Tokenizer, peft};
+
+fn json_of<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> T {
+    serde_json::from_slice(bytes).unwrap()
+}
+
+#[test]
+fn a_run_learns_evaluates_and_exports_what_it_learnt() {
+    let fixture = Fixture::new();
+    let output = fixture.train("run");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: TrainReport = json_of(&output.stdout);
+    assert_eq!((report.steps, report.resumed_from), (18, None));
+
+    let files = fixture.files("run");
+    let evaluation: Evaluation = json_of(&files["evaluation.json"]);
+    assert_eq!((evaluation.documents, evaluation.examples), (8, 16));
+    assert!(evaluation.improvement_percent.low > 0.0, "{evaluation:?}");
+    assert!(evaluation.tuned.token.value < evaluation.base.token.value);
+    assert_eq!(evaluation.samples.len(), 4);
+    assert!(evaluation.samples.iter().all(|s| s.prompt.starts_with("When does room") && s.reference.is_some()));
+
+    let metrics = text(&files["metrics.jsonl"]);
+    let lines: Vec<MetricLine> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|line| line.step).collect::<Vec<_>>(), (1..=18).collect::<Vec<_>>());
+    assert!(lines[17].loss < lines[0].loss && lines[17].seconds_left == 0.0);
+    assert_eq!(lines[17].loss, report.final_loss);
+
+    let kept: Vec<_> = files.keys().filter(|name| name.ends_with("/DONE")).collect();
+    assert_eq!(kept, ["checkpoints/16/DONE", "checkpoints/18/DONE"], "the newest two are kept");
+    assert!(!files.keys().any(|name| name.contains(".writing") || name.ends_with(".part")), "{:?}", files.keys());
+
+    // the stored adapter gives the stored logits
+    let model = Llama::load(&fixture.path("base")).unwrap();
+    let adapter = peft::load(&fixture.path("run/adapter"), model.config()).unwrap();
+    let reference: ReferenceLogits = json_of(&files["reference-logits.json"]);
+    let logits = model.advance(&mut model.new_cache(), &reference.tokens, Some(&adapter)).unwrap();
+    assert_eq!(logits, reference.logits);
+
+    // evaluating again gives the same, with and without a live model beside it
+    let mut job = fixture.job("run");
+    let again = fixture.trainer("evaluate", &fixture.write_job("again.json", &job)).output().unwrap();
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert_eq!(json_of::<Evaluation>(&again.stdout), evaluation);
+    job["live_adapter"] = json!(fixture.path("run/adapter"));
+    let live = fixture.trainer("evaluate", &fixture.write_job("live.json", &job)).output().unwrap();
+    let live: Evaluation = json_of(&live.stdout);
+    assert_eq!((live.live, live.improvement_over_live_percent.unwrap().value), (Some(evaluation.tuned), 0.0));
+
+    // what is served gives the logits of what was trained
+    let job = json!({"run": "run-0123456789ab", "project": "handbook", "adapter": fixture.path("run/adapter"),
+        "base": {"name": "tunesmith-mini", "folder": fixture.path("base")}});
+    std::fs::write(fixture.path("serve.json"), job.to_string()).unwrap();
+    let mut serving = fixture.trainer("serve", &fixture.path("serve.json"));
+    serving.args(["--listen", "127.0.0.1:0"]);
+    let mut serving = Running::start(serving);
+    let address = serving.wait_for("serving", None)["address"].as_str().unwrap().to_owned();
+    assert_eq!(ureq::get(&format!("http://{address}/ping")).call().unwrap().status(), 200);
+    let body = json!({"kind": "logits", "tokens": reference.tokens}).to_string();
+    let answer =
+        ureq::post(&format!("http://{address}/invocations")).send_string(&body).unwrap().into_string().unwrap();
+    let served: Value = json_of(answer.as_bytes());
+    assert_eq!(json_of::<Vec<f32>>(served["logits"].to_string().as_bytes()), reference.logits);
+    serving.signal("TERM");
+    assert_eq!(serving.end().code(), Some(0), "{}", serving.seen);
+
+    // the merged model needs no adapter to say the same
+    let export = |format: &str| {
+        let job = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")},
+            "adapter": fixture.path("run/adapter"), "format": format, "output": fixture.path(format)});
+        std::fs::write(fixture.path("export.json"), job.to_string()).unwrap();
+        let done = fixture.trainer("export", &fixture.path("export.json")).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    };
+    export("peft-adapter");
+    assert_eq!(fixture.files("peft-adapter"), fixture.files("run/adapter"));
+    export("merged-safetensors");
+    let merged = Llama::load(&fixture.path("merged-safetensors")).unwrap();
+    assert!(Tokenizer::load(&fixture.path("merged-safetensors")).unwrap().chat_template().is_ok());
+    let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();
+    let difference = logits.iter().zip(&reference.logits).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(difference < 0.05, "{difference}: more than rounding to f16 explains");
+}
+
+/// Done-when of training: the result does not depend on how often the run was interrupted.
+#[test]
+fn killed_and_terminated_runs_end_with_the_bytes_of_an_uninterrupted_one() {
+    let fixture = Fixture::new();
+    let whole = fixture.train("whole");
+    assert!(whole.status.success(), "{}", text(&whole.stderr));
+
+    let job = fixture.write_job("broken.json", &fixture.job("broken"));
+    let mut killed = Running::start(fixture.trainer("train", &job));
+    killed.wait_for("checkpoint", Some(4));
+    killed.signal("KILL");
+    assert!(!killed.end().success());
+
+    let mut terminated = Running::start(fixture.trainer("train", &job));
+    let resumed = terminated.wait_for("resuming", None)["step"].as_u64().unwrap();
+    assert!(resumed >= 4, "{resumed}");
+    terminated.wait_for("checkpoint", None);
+    terminated.signal("TERM");
+    assert_eq!(terminated.end().code(), Some(143), "{}", terminated.seen);
+    assert!(terminated.seen.contains("the same command goes on from there"), "{}", terminated.seen);
+
+    let last = fixture.trainer("train", &job).output().unwrap();
+    assert!(last.status.success(), "{}", text(&last.stderr));
+    let report: TrainReport = json_of(&last.stdout);
+    assert!(report.resumed_from.is_some_and(|step| u64::from(step) > resumed) && report.steps == 18, "{report:?}");
+
+    let (whole, broken) = (fixture.files("whole"), fixture.files("broken"));
+    for name in
+        ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "reference-logits.json", "evaluation.json"]
+    {
+        assert_eq!(whole[name], broken[name], "{name}");
+    }
+    let losses = |files: &std::collections::BTreeMap<String, Vec<u8>>| -> Vec<Value> {
+        text(&files["metrics.jsonl"]).lines().map(|l| json_of::<Value>(l.as_bytes())["loss"].clone()).collect()
+    };
+    assert_eq!(losses(&whole), losses(&broken));
+
+    // a finished run started again changes nothing
+    let again = fixture.trainer("train", &job).output().unwrap();
+    assert_eq!(json_of::<TrainReport>(&again.stdout).resumed_from, Some(18));
+    assert_eq!(
+        fixture.files("broken")["adapter/adapter_model.safetensors"],
+        whole["adapter/adapter_model.safetensors"]
+    );
+}
+
+#[test]
+fn a_damaged_checkpoint_is_left_out_for_the_one_before() {
+    let fixture = Fixture::new();
+    let whole = fixture.train("run");
+    assert!(whole.status.success(), "{}", text(&whole.stderr));
+    let before = fixture.files("run");
+    for name in ["adapter", "evaluation.json"] {
+        let path = fixture.path("run").join(name);
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    let optimizer = fixture.path("run/checkpoints/18/optimizer.safetensors");
+    let mut bytes = std::fs::read(&optimizer).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&optimizer, bytes).unwrap();
+    let again = fixture.train("run");
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert_eq!(json_of::<TrainReport>(&again.stdout).resumed_from, Some(16));
+    assert_eq!(fixture.files("run")["adapter/adapter_model.safetensors"], before["adapter/adapter_model.safetensors"]);
+}
+
+#[test]
+fn wrong_jobs_are_refused_by_name_before_anything_is_computed() {
+    let fixture = Fixture::new();
+    let refused = |name: &str, change: fn(&Fixture, &mut Value)| {
+        let mut job = fixture.job("wrong");
+        change(&fixture, &mut job);
+        let path = fixture.path("wrong.json");
+        std::fs::write(&path, job.to_string()).unwrap();
+        let output = fixture.trainer("train", &path).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        let log = text(&output.stderr);
+        let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        assert_eq!(last["name"], name, "{log}");
+        last["message"].as_str().unwrap().to_owned()
+    };
+    let message = refused("InvalidInput", |_, job| job["trainning"] = json!({}));
+    assert!(message.contains("trainning"), "{message}");
+    let message = refused("UnknownBaseModel", |fixture, job| job["base"]["folder"] = json!(fixture.path("nothing")));
+    assert!(message.contains("models/tunesmith-mini/"), "{message}");
+    let message = refused("NotFound", |fixture, job| job["dataset"] = json!(fixture.path("nothing")));
+    assert!(message.contains("train.jsonl.zst"), "{message}");
+    let message = refused("TrainingFailed", |_, job| job["training"]["sequence_length"] = json!(100_000));
+    assert!(message.contains("sequence_length") && message.contains("100000"), "{message}");
+    let message = refused("TrainingDiverged", |_, job| {
+        job["training"]["learning_rate"] = json!(1e30);
+        job["training"]["clip_norm"] = json!(1e30);
+    });
+    assert!(message.contains("learning_rate"), "{message}");
+}
+
+#[test]
+fn a_folder_of_another_run_is_not_continued_with_other_settings() {
+    let fixture = Fixture::new();
+    let mut job = fixture.job("run");
+    job["training"]["max_steps"] = json!(2);
+    let first = fixture.trainer("train", &fixture.write_job("first.json", &job)).output().unwrap();
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    job["training"]["rank"] = json!(8);
+    let second = fixture.trainer("train", &fixture.write_job("second.json", &job)).output().unwrap();
+    let log = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{log}");
+    assert!(log.contains("rank 4 instead of 8"), "{log}");
+}
