@@ -1,0 +1,296 @@
+import { Duration, Fn } from 'aws-cdk-lib';
+import type * as iam from 'aws-cdk-lib/aws-iam';
+
+import { MACHINE_IMAGE, type TrainingMachines } from '../constructs/training-machines.ts';
+import { arn, PREFIX, QUIET_GROUP } from '../names.ts';
+import {
+  allow,
+  allowWithoutResource,
+  bucketAccess,
+  endpointArn,
+  passRole,
+  tableAccess,
+  terminateMachines,
+} from '../permissions.ts';
+import type { DataStack } from './data.ts';
+
+/** What a function is and may do; the rest of its properties is the same for all. */
+export interface FunctionSpec {
+  readonly description: string;
+  readonly memoryMb: number;
+  readonly timeout: Duration;
+  readonly environment?: Record<string, string>;
+  readonly allow: iam.PolicyStatement[];
+  /** Only where it protects something. */
+  readonly reserved?: number;
+}
+
+/** What the functions are given beside the data stack. */
+export interface PipelineResources {
+  readonly data: DataStack;
+  readonly machines: TrainingMachines;
+  readonly subnetIds: string;
+  readonly subnetArns: string[];
+  readonly securityGroupArn: string;
+  readonly endpointRoleArn: string;
+  readonly schedulerRoleArn: string;
+  readonly trainerImage: string;
+  readonly capMicros: string;
+  readonly trainingPipelineArn: string;
+}
+
+/** The functions around `ingest-document`, which starts pipelines. */
+export function ingestSpecs(r: PipelineResources): Record<'ingest-document', FunctionSpec> {
+  const { data } = r;
+  return {
+    'ingest-document': {
+      description: 'Reads one uploaded document, or quarantines it; starts the pipeline',
+      memoryMb: 2048,
+      timeout: Duration.seconds(60),
+      environment: {
+        TRAINING_PIPELINE_ARN: r.trainingPipelineArn,
+        SCHEDULER_ROLE_ARN: r.schedulerRoleArn,
+        SCHEDULE_GROUP: QUIET_GROUP,
+      },
+      allow: [
+        ...bucketAccess(data.documents.bucketArn, { read: ['*'], versions: ['*'], list: true }),
+        ...bucketAccess(data.workspace.bucketArn, {
+          read: ['projects/*/documents/*', 'projects/*/quarantine/*'],
+          write: ['projects/*/documents/*', 'projects/*/quarantine/*'],
+          list: true,
+        }),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem', 'UpdateItem']),
+        allow(['sns:Publish'], [data.notifications.topicArn]),
+        allow(['states:StartExecution'], [r.trainingPipelineArn]),
+        allow(
+          ['scheduler:CreateSchedule', 'scheduler:DeleteSchedule', 'scheduler:UpdateSchedule'],
+          [arn('scheduler', `schedule/${QUIET_GROUP}/quiet-*`)],
+        ),
+        passRole(r.schedulerRoleArn, 'scheduler.amazonaws.com'),
+      ],
+    },
+  };
+}
+
+/** The functions up to the start of a machine: dataset, index, plan, budget, launch. */
+export function trainingSpecs(r: PipelineResources) {
+  const { data } = r;
+  const workspace = data.workspace.bucketArn;
+  const specs = {
+    'prepare-dataset': {
+      description: 'Makes the training, validation and test split of a project',
+      memoryMb: 3008,
+      timeout: Duration.minutes(10),
+      allow: [
+        ...bucketAccess(data.documents.bucketArn, { read: ['*/project.toml'], list: true }),
+        ...bucketAccess(workspace, {
+          read: ['projects/*/datasets/*', 'projects/*/documents/*', 'projects/*/quarantine/*'],
+          write: ['projects/*/datasets/*'],
+          list: true,
+        }),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'Query']),
+      ],
+    },
+    'index-documents': {
+      description: 'Makes the retrieval index of a dataset',
+      memoryMb: 3008,
+      timeout: Duration.minutes(15),
+      allow: bucketAccess(workspace, {
+        read: ['models/all-minilm-l6-v2/*', 'projects/*/datasets/*', 'projects/*/documents/*', 'projects/*/indexes/*'],
+        write: ['projects/*/indexes/*'],
+        list: true,
+      }),
+    },
+    'plan-training': {
+      description: 'Chooses machines, predicts time and dollars',
+      memoryMb: 512,
+      timeout: Duration.minutes(1),
+      allow: [
+        ...bucketAccess(data.documents.bucketArn, { read: ['*/project.toml'], list: true }),
+        ...bucketAccess(workspace, {
+          read: ['models/*', 'projects/*/datasets/*', 'projects/*/runs/*/plan.json'],
+          write: ['projects/*/runs/*/plan.json'],
+          list: true,
+        }),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem']),
+        allowWithoutResource(
+          'ec2:DescribeSpotPriceHistory',
+          'servicequotas:GetAWSDefaultServiceQuota',
+          'servicequotas:GetServiceQuota',
+        ),
+      ],
+    },
+    'guard-budget': {
+      description: 'Reserves, settles and gives back money',
+      memoryMb: 256,
+      timeout: Duration.seconds(30),
+      environment: { ACCOUNT_MONTHLY_CAP_MICROS: r.capMicros },
+      allow: [
+        ...bucketAccess(data.documents.bucketArn, { read: ['*/project.toml'], list: true }),
+        ...bucketAccess(workspace, { read: ['projects/*/runs/*/plan.json'], list: true }),
+        tableAccess(data.table.tableArn, ['BUDGET#*', 'LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        // Whether the pipeline that holds a reservation is still there.
+        allow(['states:DescribeExecution'], [arn('states', `execution:${PREFIX}-training-pipeline:*`)]),
+      ],
+    },
+    'launch-training': {
+      description: 'Starts a machine for one attempt of a run',
+      memoryMb: 256,
+      timeout: Duration.minutes(2),
+      environment: {
+        LAUNCH_TEMPLATE_ID: r.machines.launchTemplate.ref,
+        SUBNET_IDS: r.subnetIds,
+        TRAINER_IMAGE: r.trainerImage,
+      },
+      allow: [
+        ...bucketAccess(workspace, {
+          read: ['models/*', 'projects/*/datasets/*', 'projects/*/runs/*'],
+          write: ['projects/*/runs/*/attempts/*'],
+          list: true,
+        }),
+        tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        allowWithoutResource('ec2:DescribeInstances', 'ec2:DescribeSubnets'),
+        ...launchMachines(r),
+        // Machines of the run's earlier attempts: two at once would spend twice.
+        terminateMachines(),
+      ],
+    },
+  } satisfies Record<string, FunctionSpec>;
+  return specs;
+}
+
+/** Launching a machine: from the one launch template only, tagged while it is launched. */
+function launchMachines(r: PipelineResources): iam.PolicyStatement[] {
+  const made = ['instance/*', 'network-interface/*', 'volume/*'].map((resource) => arn('ec2', resource));
+  return [
+    allow(['ec2:RunInstances'], made, { ArnEquals: { 'ec2:LaunchTemplate': r.machines.launchTemplateArn } }),
+    allow(['ec2:RunInstances'], [
+      r.machines.launchTemplateArn,
+      r.securityGroupArn,
+      ...r.subnetArns,
+      Fn.sub('arn:${AWS::Partition}:ec2:${AWS::Region}::image/*'),
+    ]),
+    allow(['ec2:CreateTags'], [arn('ec2', 'instance/*'), arn('ec2', 'volume/*')], {
+      StringEquals: { 'ec2:CreateAction': 'RunInstances' },
+    }),
+    allow(['ssm:GetParameters'], [Fn.sub(`arn:\${AWS::Partition}:ssm:\${AWS::Region}::parameter${MACHINE_IMAGE}`)]),
+    passRole(r.machines.role.roleArn, 'ec2.amazonaws.com'),
+  ];
+}
+
+/** The functions after training: gate, approval, endpoint. */
+export function publishingSpecs(r: PipelineResources) {
+  const { data } = r;
+  const workspace = data.workspace.bucketArn;
+  const specs = {
+    'gate-model': {
+      description: 'Decides whether a model is good enough to be shown to the approver',
+      memoryMb: 256,
+      timeout: Duration.seconds(30),
+      allow: bucketAccess(workspace, { read: ['projects/*/runs/*'], list: true }),
+    },
+    'request-approval': {
+      description: 'Writes the decision page and mails the approver',
+      memoryMb: 512,
+      timeout: Duration.minutes(1),
+      allow: [
+        ...bucketAccess(workspace, { read: ['projects/*/runs/*'], write: ['projects/*/runs/*/report.html'], list: true }),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem', 'UpdateItem']),
+        allow(['sns:Publish'], [data.notifications.topicArn]),
+      ],
+    },
+    'answer-approval': {
+      description: 'Shows the decision page and passes the answer on',
+      memoryMb: 256,
+      timeout: Duration.seconds(30),
+      // A public address: a flood of requests must not take the account's concurrency from the pipeline.
+      reserved: 5,
+      allow: [
+        ...bucketAccess(workspace, { read: ['projects/*/runs/*/report.html'], list: true }),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'Query', 'UpdateItem']),
+        allowWithoutResource('states:SendTaskSuccess'),
+      ],
+    },
+    'deploy-endpoint': {
+      description: 'Creates, updates, rolls back or publishes an endpoint',
+      memoryMb: 256,
+      timeout: Duration.minutes(2),
+      environment: { ENDPOINT_ROLE_ARN: r.endpointRoleArn, TRAINER_IMAGE: r.trainerImage },
+      allow: [
+        ...bucketAccess(workspace, {
+          read: ['models/*', 'projects/*/runs/*'],
+          write: ['projects/*/runs/*/deployment.json', 'projects/*/runs/*/serve.json'],
+          list: true,
+        }),
+        tableAccess(
+          data.table.tableArn,
+          ['ENDPOINT', 'PROJECT#*'],
+          ['DeleteItem', 'GetItem', 'PutItem', 'Query', 'UpdateItem'],
+        ),
+        ...manageEndpoints(),
+        passRole(r.endpointRoleArn, 'sagemaker.amazonaws.com'),
+        allow(['sns:Publish'], [data.notifications.topicArn]),
+      ],
+    },
+    'verify-endpoint': {
+      description: 'Compares the endpoint with what was trained',
+      memoryMb: 256,
+      timeout: Duration.minutes(3),
+      allow: [
+        ...bucketAccess(workspace, { read: ['projects/*/runs/*'], list: true }),
+        allow(['sagemaker:DescribeEndpoint', 'sagemaker:InvokeEndpoint'], [endpointArn()]),
+      ],
+    },
+  } satisfies Record<string, FunctionSpec>;
+  return specs;
+}
+
+function manageEndpoints(): iam.PolicyStatement[] {
+  const [model, config] = [arn('sagemaker', `model/${PREFIX}-*`), arn('sagemaker', `endpoint-config/${PREFIX}-*`)];
+  return [
+    allow(['sagemaker:CreateModel', 'sagemaker:DeleteModel', 'sagemaker:DescribeModel'], [model]),
+    allow(
+      ['sagemaker:CreateEndpointConfig', 'sagemaker:DeleteEndpointConfig', 'sagemaker:DescribeEndpointConfig'],
+      [config],
+    ),
+    allow(['sagemaker:CreateEndpoint', 'sagemaker:UpdateEndpoint'], [endpointArn(), config]),
+    allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
+    allow(['sagemaker:AddTags'], [model, config, endpointArn()]),
+  ];
+}
+
+/** The functions that watch over money and machines. */
+export function watchingSpecs(r: PipelineResources) {
+  const { data } = r;
+  const specs = {
+    'watch-costs': {
+      description: 'Meters machines and endpoints, mails cost alarms, stops what would exceed a cap',
+      memoryMb: 256,
+      timeout: Duration.minutes(2),
+      environment: { ACCOUNT_MONTHLY_CAP_MICROS: r.capMicros },
+      // One meter at a time: two would count the same seconds twice.
+      reserved: 1,
+      allow: [
+        tableAccess(
+          data.table.tableArn,
+          ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'],
+          ['DeleteItem', 'GetItem', 'PutItem', 'Query', 'UpdateItem'],
+        ),
+        allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
+        allow(['sns:Publish'], [data.alarms.topicArn]),
+      ],
+    },
+    'sweep-resources': {
+      description: 'Ends machines without a valid lease and tells the pipelines that waited for them',
+      memoryMb: 256,
+      timeout: Duration.minutes(2),
+      allow: [
+        tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        allowWithoutResource('ec2:DescribeInstances', 'states:SendTaskFailure'),
+        terminateMachines(),
+      ],
+    },
+  } satisfies Record<string, FunctionSpec>;
+  return specs;
+}
+
