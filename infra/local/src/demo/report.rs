@@ -1,0 +1,140 @@
+//! Gathering the summary from the workspace and the table, and printing it.
+
+use serde_json::Value;
+use tunesmith_contract::{
+    ProjectId,
+    approval::ApprovalDecision,
+    deployment::Verification,
+    evaluation::{Evaluation, GateDecision, Perplexity},
+    keys::workspace,
+    ledger::{ItemKey, RunRecord},
+    tasks::PreparedDataset,
+};
+
+use super::{
+    pipeline::Follower,
+    summary::{Answered, BeforeAndAfter, Dollars, Endpoint, Summary, Units},
+};
+use crate::{LocalError, paths::Paths, stage::Stages, state::State};
+
+/// Fills in what the pipeline has left behind.
+///
+/// # Errors
+/// When the workspace or the table cannot be read.
+pub async fn collect(
+    state: &State,
+    project: &ProjectId,
+    follower: &Follower,
+    summary: &mut Summary,
+) -> Result<(), LocalError> {
+    let result = |name: &str| follower.results.get(name).cloned();
+    summary.dataset = parse::<PreparedDataset>(result("PrepareDataset")).map(|prepared| prepared.dataset);
+    summary.gate = parse::<GateDecision>(result("GateModel"));
+    summary.endpoint = parse::<Verification>(result("VerifyEndpoint")).map(|found| Endpoint {
+        name: found.endpoint,
+        status: found.status,
+        logit_max_abs_diff: found.logit_max_abs_diff,
+    });
+    summary.approval = parse::<ApprovalDecision>(result("RequestApproval"))
+        .and_then(|decision| serde_json::to_value(decision.via).ok()?.as_str().map(str::to_owned))
+        .map(|via| Answered { via });
+    summary.run = follower.run();
+    let Some(run) = &summary.run else { return Ok(()) };
+    let (aws, bucket) = (state.aws(), state.output("WorkspaceBucket")?);
+    let key = format!("{}evaluation.json", workspace::run(project, run));
+    if let Some(evaluation) = aws.get_json::<Evaluation>(bucket, &key).await? {
+        summary.perplexity = Some(BeforeAndAfter { base: units(&evaluation.base), tuned: units(&evaluation.tuned) });
+    }
+    let key = ItemKey::run(project, run);
+    let record = aws.get_item(state.output("Table")?, &key.pk, &key.sk).await?;
+    if let Some(record) = parse::<RunRecord>(record) {
+        summary.dollars = Dollars::of(record.quoted, record.reserved, record.metered, record.settled, record.returned);
+    }
+    Ok(())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: Option<Value>) -> Option<T> {
+    serde_json::from_value(value?).map_err(|error| tracing::warn!(%error, "a result could not be read")).ok()
+}
+
+fn units(perplexity: &Perplexity) -> Units {
+    Units { token: perplexity.token.value, word: perplexity.word.value, byte: perplexity.byte.value }
+}
+
+/// Machines that still run, for the list of what was left.
+pub async fn running_machines(state: &State) -> Vec<String> {
+    let Ok(status) = state.command("status", &Value::Null).await else { return Vec::new() };
+    let machines = status["instances"].as_array().cloned().unwrap_or_default();
+    let running =
+        machines.iter().filter(|machine| !matches!(machine["status"].as_str(), Some("terminated" | "stopped")));
+    running
+        .map(|machine| {
+            format!(
+                "instance {} ({})",
+                machine["id"].as_str().unwrap_or_default(),
+                machine["status"].as_str().unwrap_or_default()
+            )
+        })
+        .collect()
+}
+
+/// What a person can do with a local cloud that was left up.
+pub fn say_how_to_go_on(state: &State, stages: &Stages) {
+    let gateway = state.output("GatewayUrl").map(|url| state.local_url(url)).unwrap_or_default();
+    stages.say(&format!(
+        "\nThe local cloud stays up.\n  gateway  {gateway}v1\n  console  local-cloud status | mailbox | logs | interrupt | approve | reject\n  end it   local-cloud down\n\
+         (run these as `cargo run -p tunesmith-local -- status`, or from target/debug)"
+    ));
+}
+
+/// Prints the summary for people.
+pub fn print(summary: &Summary, paths: &Paths, stages: &Stages) {
+    let mut lines = vec![String::new()];
+    let mut row = |name: &str, value: String| lines.push(format!("{name:<22} {value}"));
+    row("project", summary.project.to_string());
+    row(
+        "documents",
+        format!("{} read, {} quarantined", summary.documents.ingested, summary.documents.quarantined.len()),
+    );
+    if let Some(run) = &summary.run {
+        row("run", format!("s3 workspace projects/{}/runs/{run}/", summary.project));
+    }
+    if let Some(p) = &summary.perplexity {
+        for (unit, base, tuned) in [
+            ("token", p.base.token, p.tuned.token),
+            ("word", p.base.word, p.tuned.word),
+            ("byte", p.base.byte, p.tuned.byte),
+        ] {
+            row(
+                &format!("perplexity per {unit}"),
+                format!("{base:.3} before, {tuned:.3} after ({:+.1} %)", 100.0 * (tuned / base - 1.0)),
+            );
+        }
+    }
+    if let Some(gate) = &summary.gate {
+        row("gate", if gate.passed { "passed".into() } else { "refused".into() });
+    }
+    if let Some(endpoint) = &summary.endpoint {
+        row(
+            "endpoint",
+            format!("{} {}, logits within {:.1e}", endpoint.name, endpoint.status, endpoint.logit_max_abs_diff),
+        );
+    }
+    let d = &summary.dollars;
+    row(
+        "dollars",
+        format!(
+            "quoted {:.6}, reserved {:.6}, metered {:.6}, settled {:.6}, returned {:.6}",
+            d.quoted, d.reserved, d.metered, d.settled, d.returned
+        ),
+    );
+    let total: f64 = summary.seconds.values().sum();
+    let parts: Vec<String> = summary.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
+    row("seconds", format!("{total:.0}: {}", parts.join(", ")));
+    row(
+        "left running",
+        if summary.left_running.is_empty() { "nothing".into() } else { summary.left_running.join("; ") },
+    );
+    row("summary", paths.demo().join("summary.json").display().to_string());
+    stages.say(&lines.join("\n"));
+}

@@ -1,0 +1,95 @@
+//! `cargo verify`: everything CI checks, in one command. `cargo verify format clippy` runs only those steps.
+
+use std::{path::Path, time::Instant};
+
+use anyhow::{Result, bail};
+
+use crate::step::{is_installed, run};
+
+/// A step's name and what it does with the project's root folder.
+type Step = (&'static str, fn(&Path) -> Result<()>);
+
+/// The steps in their order: cheap ones first, so that a slip is told early.
+const STEPS: [Step; 7] = [
+    ("format", format),
+    ("shell", shell),
+    ("cdk", cdk),
+    ("licences", licences),
+    ("build", build),
+    ("test", test),
+    ("clippy", clippy),
+];
+
+/// Runs all steps, or only those named.
+///
+/// # Errors
+/// The first step that fails, with its remedy.
+pub fn verify(root: &Path, only: &[String]) -> Result<()> {
+    if let Some(unknown) = only.iter().find(|name| STEPS.iter().all(|(step, _)| step != name)) {
+        bail!("there is no step {unknown}; there are: {}", STEPS.map(|(name, _)| name).join(" "));
+    }
+    let start = Instant::now();
+    for (name, step) in STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)) {
+        step(root)?;
+        println!("== {name} passed, {} s since the start", start.elapsed().as_secs());
+    }
+    println!("verified in {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+fn format(root: &Path) -> Result<()> {
+    run("format", root, "cargo", &["fmt", "--all", "--check"], "run cargo fmt --all")
+}
+
+fn clippy(root: &Path) -> Result<()> {
+    let args = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    run("clippy", root, "cargo", &args, "mend the warnings above")
+}
+
+fn build(root: &Path) -> Result<()> {
+    run("build", root, "cargo", &["build", "--bins", "--locked"], "mend the errors above")
+}
+
+fn test(root: &Path) -> Result<()> {
+    run("test", root, "cargo", &["test", "--workspace", "--locked"], "see the failing test above")
+}
+
+fn shell(root: &Path) -> Result<()> {
+    if !is_installed("shellcheck", &["--version"]) {
+        println!("== shell: skipped, shellcheck is not installed (apt-get install shellcheck)");
+        return Ok(());
+    }
+    let scripts = ["infra/user-data/train.sh", ".ci/run"];
+    run("shell", root, "shellcheck", &scripts, "mend the script at the line above")
+}
+
+fn licences(root: &Path) -> Result<()> {
+    if !is_installed("cargo", &["deny", "--version"]) {
+        println!("== licences: skipped, cargo-deny is not installed (cargo install cargo-deny)");
+        return Ok(());
+    }
+    let args = ["deny", "--offline", "check", "licenses", "bans", "sources"];
+    run("licences", root, "cargo", &args, "see deny.toml")
+}
+
+fn npm_packages(root: &Path) -> Result<()> {
+    if !is_installed("node", &["--version"]) {
+        bail!("cdk: node is not installed; install Node 20 or later");
+    }
+    let folder = root.join("cdk");
+    run("cdk packages", &folder, "npm", &["ci", "--no-audit", "--no-fund"], "see npm's message above")
+}
+
+fn cdk(root: &Path) -> Result<()> {
+    npm_packages(root)?;
+    run("cdk", &root.join("cdk"), "npm", &["test"], "a stale template is renewed by cargo synth")
+}
+
+/// Writes `infra/template.json` from the CDK app.
+///
+/// # Errors
+/// When Node or a package is missing, or the app does not synthesize.
+pub fn synth(root: &Path) -> Result<()> {
+    npm_packages(root)?;
+    run("synth", &root.join("cdk"), "npm", &["run", "synth"], "see the error above")
+}
