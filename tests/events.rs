@@ -1,0 +1,110 @@
+//! Every fixture under `events/` has the shape its reader expects; every one under `invalid/` is refused.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tunesmith_contract::{
+    approval::ApprovalDecision,
+    deployment::{Deployment, Verification},
+    evaluation::GateDecision,
+    job::TrainReport,
+    tasks,
+};
+
+fn events() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../events")
+}
+
+fn is<T: DeserializeOwned>(value: &Value) -> Result<(), String> {
+    serde_json::from_value::<T>(value.clone()).map(drop).map_err(|error| error.to_string())
+}
+
+/// Reads a fixture as the function of its folder reads it. Fixtures named `output…` are results, all others are inputs.
+fn read(function: &str, is_output: bool, value: &Value) -> Result<(), String> {
+    match (function, is_output) {
+        ("launch-training", false) => is::<tasks::LaunchTrainingInput>(value),
+        ("launch-training", true) => is::<TrainReport>(value),
+        ("gate-model", false) => is::<tasks::GateModelInput>(value),
+        ("gate-model", true) => is::<GateDecision>(value),
+        ("request-approval", false) => is::<tasks::RequestApprovalInput>(value),
+        ("request-approval" | "answer-approval", true) => is::<ApprovalDecision>(value),
+        ("answer-approval", false) => {
+            answer_approval::request::parse(value).map(drop).map_err(|error| error.to_string())
+        }
+        ("deploy-endpoint", false) => is::<tasks::DeployEndpointInput>(value),
+        ("deploy-endpoint", true) => is::<Deployment>(value),
+        ("verify-endpoint", false) => is::<tasks::VerifyEndpointInput>(value),
+        ("verify-endpoint", true) => is::<Verification>(value),
+        ("sweep-resources", false) => is::<tasks::SweepResourcesInput>(value),
+        ("sweep-resources", true) => is::<tasks::SweptResources>(value),
+        ("watch-costs", false) => is::<Value>(value),
+        ("watch-costs", true) => is::<tasks::WatchedCosts>(value),
+        _ => panic!("no reader for {function}"),
+    }
+}
+
+const FUNCTIONS: [&str; 8] = [
+    "launch-training",
+    "gate-model",
+    "request-approval",
+    "answer-approval",
+    "deploy-endpoint",
+    "verify-endpoint",
+    "sweep-resources",
+    "watch-costs",
+];
+
+fn fixtures(folder: &Path) -> Vec<(String, Value)> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            (name, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+#[test]
+fn every_fixture_is_read_by_its_function() {
+    for function in FUNCTIONS {
+        let found = fixtures(&events().join(function));
+        assert!(found.iter().any(|(name, _)| name.starts_with("input")), "{function} has no input");
+        assert!(found.iter().any(|(name, _)| name.starts_with("output")), "{function} has no output");
+        for (name, value) in found {
+            if let Err(error) = read(function, name.starts_with("output"), &value) {
+                panic!("events/{function}/{name}.json: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_invalid_fixture_is_refused() {
+    for function in FUNCTIONS {
+        for (name, value) in fixtures(&events().join(function).join("invalid")) {
+            assert!(read(function, false, &value).is_err(), "events/{function}/invalid/{name}.json was accepted");
+        }
+    }
+}
+
+#[test]
+fn every_folder_of_fixtures_belongs_to_a_function_or_is_explained() {
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
+    for entry in fs::read_dir(events()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let known = functions.join(&name).is_dir() || ["state-machines", "trainer"].contains(&name.as_str());
+        assert!(path.is_file() || known, "events/{name} belongs to nothing");
+    }
+}

@@ -1,0 +1,440 @@
+//! One local cloud for all pipeline tests, and what they do with it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, sync::Mutex};
+use tunesmith_contract::{
+    ProjectId, ProjectSettings, RunId, Seconds, UnixTime, Usd,
+    documents::SourceRecord,
+    ledger::{ItemKey, Lease},
+    plan::{Plan, Quote},
+    tasks::PlannedTraining,
+};
+use tunesmith_local::{
+    client::{Aws, Http},
+    daemon::Daemon,
+    demo, deploy,
+    mailbox::{self, Mail},
+    models,
+    paths::Paths,
+    stage::Stages,
+    state::State,
+    venv::{self, Contents},
+};
+
+/// Longest wait for one step of the path on a busy machine.
+const LIMIT: Duration = Duration::from_secs(420);
+const LOOK: Duration = Duration::from_millis(250);
+
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap());
+static CLOUD: LazyLock<Mutex<Option<Cloud>>> = LazyLock::new(Mutex::default);
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// The cloud. It ends with the test process: the daemon's lifeline is held here.
+pub struct Cloud {
+    paths: Paths,
+    daemon: Daemon,
+    crashes: PathBuf,
+}
+
+/// An execution as its history tells it.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Step Functions' word.
+    pub status: String,
+    /// Error of a failed execution.
+    pub error: String,
+    /// The state entered last.
+    pub last_state: String,
+    /// Result of each task, by state.
+    pub results: BTreeMap<String, Value>,
+}
+
+impl Progress {
+    /// The plan's summary.
+    pub fn planned(&self) -> PlannedTraining {
+        serde_json::from_value(self.results.get("PlanTraining").unwrap_or_else(|| panic!("no plan: {self:?}")).clone())
+            .unwrap()
+    }
+}
+
+/// The first documents of the sample, in the order of their names.
+pub fn documents(count: usize) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/sample");
+    let mut files: Vec<_> =
+        models::files(&folder).unwrap().into_iter().filter(|(_, name)| name.ends_with(".md")).collect();
+    files.sort_by(|a, b| a.1.cmp(&b.1));
+    files.into_iter().take(count).map(|(path, name)| (name, fs::read(path).unwrap())).collect()
+}
+
+/// A `project.toml` of these parts.
+pub fn settings(parts: &[&str]) -> String {
+    parts.concat()
+}
+
+impl Cloud {
+    /// Runs a test against the cloud, one test at a time: the machine has few cores.
+    pub fn with(test: impl AsyncFnOnce(&Cloud)) {
+        RUNTIME.block_on(async {
+            let mut cloud = CLOUD.lock().await;
+            if cloud.is_none() {
+                *cloud = Some(Self::start_up().await);
+            }
+            test(cloud.as_ref().unwrap()).await;
+        });
+    }
+
+    async fn start_up() -> Self {
+        let (paths, stages) = (Paths::of_this_checkout(), Stages::default());
+        let python = venv::ensure(&paths, Contents::Emulator, &|text| eprintln!("{text}")).await.unwrap();
+        let embedder = models::embedder(&paths, &python, &|text| eprintln!("{text}")).await.unwrap();
+        let mut built = deploy::build(&paths, &stages).await.unwrap();
+        let crashes = paths.target.join("pipeline-test");
+        let _ = fs::remove_dir_all(&crashes);
+        fs::create_dir_all(crashes.join("happened")).unwrap();
+        for (name, binary) in &mut built.functions {
+            *binary = crash_once(&crashes, name, binary);
+        }
+        let mut daemon = Daemon::start(&paths, &python).await.unwrap();
+        daemon.state.outputs = deploy::deploy(&paths, &daemon.state, &built, &stages).await.unwrap();
+        daemon.state.write(&paths.local_cloud()).unwrap();
+        let topics =
+            ["NotificationsTopicArn", "AlarmsTopicArn"].map(|name| daemon.state.output(name).unwrap().to_owned());
+        mailbox::subscribe(&daemon.state.aws(), &topics).await.unwrap();
+        let bucket = daemon.state.output("WorkspaceBucket").unwrap();
+        models::upload_all(&daemon.state.aws(), &paths, bucket, &embedder).await.unwrap();
+        Self { paths, daemon, crashes }
+    }
+
+    /// The functions that have crashed.
+    pub fn crashed(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.crashes.join("happened")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    pub fn state(&self) -> &State {
+        &self.daemon.state
+    }
+
+    fn aws(&self) -> Aws {
+        self.daemon.state.aws()
+    }
+
+    fn output(&self, name: &str) -> &str {
+        self.daemon.state.output(name).unwrap()
+    }
+
+    /// Uploads documents and settings to a new project and waits until each was read.
+    pub async fn upload(&self, name: &str, files: &[(String, Vec<u8>)], settings: &str) -> ProjectId {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let project: ProjectId = format!("{name}-{number}").parse().unwrap();
+        let (aws, bucket) = (self.aws(), self.output("DocumentsBucket"));
+        aws.put_object(bucket, &format!("{project}/project.toml"), settings.to_owned()).await.unwrap();
+        for (path, bytes) in files {
+            aws.put_object(bucket, &format!("{project}/{path}"), bytes.clone()).await.unwrap();
+        }
+        let table = self.output("Table");
+        until(&format!("{project}: {} files are read", files.len()), async || {
+            let items = aws.query_items(table, &ItemKey::project(&project), "SOURCE#").await.unwrap();
+            let read = items.into_iter().filter(|i| serde_json::from_value::<SourceRecord>(i.clone()).is_ok()).count();
+            (read >= files.len()).then_some(())
+        })
+        .await;
+        project
+    }
+
+    /// Starts training as a person does, by uploading `_TRAIN`; returns the execution.
+    pub async fn train(&self, project: &ProjectId) -> String {
+        let before = self.executions(project).await;
+        let key = format!("{project}/_TRAIN");
+        self.aws().put_object(self.output("DocumentsBucket"), &key, "").await.unwrap();
+        until(&format!("{project}: _TRAIN starts the pipeline"), async || {
+            self.executions(project).await.into_iter().find(|arn| !before.contains(arn))
+        })
+        .await
+    }
+
+    async fn executions(&self, project: &ProjectId) -> Vec<String> {
+        let input = json!({"stateMachineArn": self.output("TrainingPipelineArn")});
+        let answer = self.aws().json("AWSStepFunctions.ListExecutions", &input).await.unwrap();
+        let ours = |e: &&Value| e["name"].as_str().is_some_and(|name| name.starts_with(&format!("{project}-")));
+        let list = answer["executions"].as_array().cloned().unwrap_or_default();
+        list.iter().filter(ours).filter_map(|e| e["executionArn"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Starts the pipeline by hand.
+    pub async fn start(&self, project: &ProjectId, name: &str) -> String {
+        let input = json!({
+            "stateMachineArn": self.output("TrainingPipelineArn"),
+            "name": name,
+            "input": json!({"project": project}).to_string(),
+        });
+        let answer = self.aws().json("AWSStepFunctions.StartExecution", &input).await.unwrap();
+        answer["executionArn"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn progress(&self, execution: &str) -> Progress {
+        let aws = self.aws();
+        let (mut progress, mut token) = (Progress::default(), Value::Null);
+        let about = aws.json("AWSStepFunctions.DescribeExecution", &json!({"executionArn": execution})).await.unwrap();
+        loop {
+            let mut input = json!({"executionArn": execution, "maxResults": 1000});
+            if token.is_string() {
+                input["nextToken"] = token;
+            }
+            let answer = aws.json("AWSStepFunctions.GetExecutionHistory", &input).await.unwrap();
+            for event in answer["events"].as_array().into_iter().flatten() {
+                let kind = event["type"].as_str().unwrap_or_default();
+                if kind.ends_with("StateEntered") {
+                    progress.last_state = event["stateEnteredEventDetails"]["name"].as_str().unwrap().to_owned();
+                } else if kind == "TaskSucceeded" {
+                    let text = event["taskSucceededEventDetails"]["output"].as_str().unwrap_or_default();
+                    let output: Value = serde_json::from_str(text).unwrap_or(Value::Null);
+                    let result = output.get("Payload").unwrap_or(&output).clone();
+                    progress.results.insert(progress.last_state.clone(), result);
+                }
+            }
+            token = answer["nextToken"].clone();
+            if !token.is_string() {
+                break;
+            }
+        }
+        progress.status = about["status"].as_str().unwrap_or_default().to_owned();
+        progress.error = about["error"].as_str().unwrap_or_default().to_owned();
+        progress
+    }
+
+    /// Waits until the execution is in this state. Fails at once when it ends elsewhere.
+    pub async fn reaches(&self, execution: &str, state: &str) -> Progress {
+        self.one_reaches(&[execution], state).await
+    }
+
+    /// Waits until one of the executions is in this state. Fails when all have ended elsewhere.
+    pub async fn one_reaches(&self, executions: &[&str], state: &str) -> Progress {
+        until(&format!("{executions:?} reaches {state}"), async || {
+            let mut ended = Vec::new();
+            for execution in executions {
+                let progress = self.progress(execution).await;
+                if progress.last_state == state {
+                    return Some(progress);
+                }
+                if progress.status != "RUNNING" {
+                    ended.push(progress);
+                }
+            }
+            assert!(ended.len() < executions.len(), "ended before {state}: {ended:?}");
+            None
+        })
+        .await
+    }
+
+    /// Waits until the execution has ended.
+    pub async fn ends(&self, execution: &str) -> Progress {
+        until(&format!("{execution} ends"), async || {
+            let progress = self.progress(execution).await;
+            (progress.status != "RUNNING").then_some(progress)
+        })
+        .await
+    }
+
+    /// Plans of this many runs that may cost so many dollars each, for a project with this monthly limit.
+    pub async fn planned_runs(&self, name: &str, limit: f64, count: u8, dollars: f64) -> (ProjectId, Vec<RunId>) {
+        let project: ProjectId = format!("{name}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
+        let settings = format!("[budget]\nmonthly_limit_usd = {limit:?}\n");
+        let key = format!("{project}/project.toml");
+        self.aws().put_object(self.output("DocumentsBucket"), &key, settings).await.unwrap();
+        let mut runs = Vec::new();
+        for number in 0..count {
+            let run = RunId::of(&[project.as_str().as_bytes(), &[number]]);
+            let plan = Plan {
+                run: run.clone(),
+                project: project.clone(),
+                dataset: "ds-0123456789abcdef".parse().unwrap(),
+                index: "ix-0123456789abcdef".parse().unwrap(),
+                base: "tunesmith-mini".parse().unwrap(),
+                parameters: 1,
+                steps: 1,
+                tokens: 1,
+                machines: Vec::new(),
+                quote: Quote { expected: Usd::from_micros(1), upper_bound: Usd::from_dollars(dollars).unwrap() },
+                max_time: Seconds(3600),
+                settings: ProjectSettings::default(),
+            };
+            let key = format!("projects/{project}/runs/{run}/plan.json");
+            let body = serde_json::to_vec(&plan).unwrap();
+            self.aws().put_object(self.output("WorkspaceBucket"), &key, body).await.unwrap();
+            runs.push(run);
+        }
+        (project, runs)
+    }
+
+    /// Asks `guard-budget` for a reservation; tried again while the function is throttled, as the state machine does.
+    pub async fn reserve(&self, project: &ProjectId, run: &RunId, execution: &str) -> Value {
+        let input = json!({"action": "reserve", "project": project, "run": run, "execution": execution});
+        until(&format!("guard-budget answers about {run}"), async || {
+            let answer = self.aws().invoke("tunesmith-guard-budget", &input).await.ok()?;
+            let crashed = answer["errorType"].as_str().is_some_and(|name| name.starts_with("Runtime."));
+            (!crashed).then_some(answer)
+        })
+        .await
+    }
+
+    /// Asks the decision page's function as a browser does.
+    pub async fn answer_page(&self, method: &str, query: &str, form: &str) -> (u16, String) {
+        let url = format!("{}?{query}", self.state().local_url(self.output("AnswerUrl")));
+        let headers = [("content-type", "application/x-www-form-urlencoded")];
+        let method: http::Method = method.parse().unwrap();
+        until(&format!("{method} of the decision page"), async || {
+            let (status, body) = Http::default().fetch(method.clone(), &url, &headers, form.to_owned()).await.unwrap();
+            // a function that crashes at its start, or is throttled, is asked again
+            (status < 500 && status != 429).then(|| (status, String::from_utf8_lossy(&body).into_owned()))
+        })
+        .await
+    }
+
+    /// A budget of this month with so many micro-dollars to spend and spent.
+    pub async fn budget_with(&self, name: &str, limit: i64, spent: i64) -> ProjectId {
+        let project: ProjectId = format!("{name}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
+        let key = ItemKey::budget(&project, &self.this_month());
+        let item = json!({"limit": limit, "reserved": 0, "spent": spent});
+        self.aws().put_item(self.output("Table"), &key.pk, &key.sk, &item).await.unwrap();
+        project
+    }
+
+    /// Runs `watch-costs` as its schedule does; a throttled or crashed start is tried again.
+    pub async fn watch_costs(&self) -> Value {
+        until("watch-costs answers", async || {
+            let answer = self.aws().invoke("tunesmith-watch-costs", &json!({})).await.ok()?;
+            answer.get("errorType").is_none().then_some(answer)
+        })
+        .await
+    }
+
+    /// Number of mails whose subject holds this text.
+    pub fn mails_about(&self, subject: &str) -> usize {
+        self.mails().iter().filter(|mail| mail.subject.contains(subject)).count()
+    }
+
+    /// The month that is charged now.
+    pub fn this_month(&self) -> String {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        UnixTime(i64::try_from(since.as_secs()).unwrap()).month()
+    }
+
+    /// Runs the official `openai` Python client against the gateway.
+    pub async fn openai_client(&self, project: &ProjectId) {
+        let python =
+            venv::ensure(&self.paths, Contents::EmulatorAndTestClients, &|text| eprintln!("{text}")).await.unwrap();
+        let key = demo::make_key(self.state(), project).await.unwrap();
+        let url = format!("{}v1", self.state().local_url(self.output("GatewayUrl")));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("openai_client.py");
+        let arguments = [script.to_string_lossy().into_owned(), url, key, project.to_string()];
+        eprintln!("{}", venv::run(&python, &arguments, "see the assertion above").await.unwrap());
+    }
+
+    /// Decides as a person in the console does.
+    pub async fn decide(&self, project: &ProjectId, verdict: &str) {
+        demo::decide(self.state(), project, None, verdict, "pipeline test").await.unwrap();
+    }
+
+    fn mails(&self) -> Vec<Mail> {
+        mailbox::list(&self.paths.local_cloud().join("mailbox"), None)
+    }
+
+    /// Waits for a mail whose subject holds this text.
+    pub async fn mail(&self, subject: &str) -> Mail {
+        until(&format!("a mail {subject:?}"), async || self.mails().into_iter().find(|m| m.subject.contains(subject)))
+            .await
+    }
+
+    /// Waits for a mail about this project that holds this text.
+    pub async fn mail_about(&self, project: &ProjectId, text: &str) -> Mail {
+        until(&format!("a mail about {project} with {text}"), async || {
+            self.mails().into_iter().find(|m| {
+                let whole = format!("{}\n{}", m.subject, m.text);
+                whole.contains(project.as_str()) && whole.contains(text)
+            })
+        })
+        .await
+    }
+
+    pub async fn workspace<T: DeserializeOwned>(&self, key: &str) -> T {
+        let found = self.aws().get_json(self.output("WorkspaceBucket"), key).await.unwrap();
+        found.unwrap_or_else(|| panic!("{key} is missing"))
+    }
+
+    pub async fn item<T: DeserializeOwned>(&self, key: &ItemKey) -> Option<T> {
+        let item = self.aws().get_item(self.output("Table"), &key.pk, &key.sk).await.unwrap()?;
+        Some(serde_json::from_value(item).unwrap())
+    }
+
+    pub async fn leases(&self, run: &RunId) -> Vec<Lease> {
+        let items = self.aws().query_items(self.output("Table"), "LEASE", "").await.unwrap();
+        items.into_iter().map(|i| serde_json::from_value::<Lease>(i).unwrap()).filter(|l| l.run == *run).collect()
+    }
+
+    /// Waits until the run has a checkpoint that counts.
+    pub async fn first_checkpoint(&self, project: &ProjectId, run: &RunId) {
+        let prefix = format!("projects/{project}/runs/{run}/checkpoints/");
+        until(&format!("a checkpoint of {run}"), async || {
+            let keys = self.aws().list_objects(self.output("WorkspaceBucket"), &prefix).await.unwrap();
+            keys.iter().any(|key| key.ends_with("/DONE")).then_some(())
+        })
+        .await;
+    }
+
+    /// Every machine of the run has ended, as the machine room sees it.
+    pub async fn nothing_runs_for(&self, run: &RunId) {
+        until(&format!("no machine of {run} runs"), async || {
+            let status = self.state().command("status", &Value::Null).await.unwrap();
+            let machines = status["instances"].as_array().cloned().unwrap_or_default();
+            let running = |m: &&Value| m.to_string().contains(run.as_str()) && m["status"] == "running";
+            machines.iter().find(running).is_none().then_some(())
+        })
+        .await;
+    }
+
+    /// Changes the simulated account.
+    pub fn room_settings(&self, settings: &Value) {
+        fs::write(self.paths.local_cloud().join("settings.json"), settings.to_string()).unwrap();
+    }
+}
+
+/// A bootstrap that ends at its first start, before it has asked for work, and then is the function.
+fn crash_once(folder: &Path, name: &str, binary: &Path) -> PathBuf {
+    let script = folder.join(name);
+    let mark = folder.join("happened").join(name);
+    let text = format!(
+        "#!/bin/sh\nmkdir '{mark}' 2>/dev/null && exit 7\nexec '{binary}'\n",
+        mark = mark.display(),
+        binary = binary.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
+/// Looks again and again until there is a value, at most [`LIMIT`].
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = tokio::time::Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(started.elapsed() < LIMIT, "waited {} s in vain: {what}", LIMIT.as_secs());
+        tokio::time::sleep(LOOK).await;
+    }
+}
