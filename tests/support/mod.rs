@@ -1,10 +1,12 @@
 //! One local cloud for all pipeline tests, and what they do with it.
 
+mod faults;
+mod look;
+
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         LazyLock,
         atomic::{AtomicU32, Ordering},
@@ -12,13 +14,14 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
+pub use faults::Death;
+use faults::Faults;
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::Mutex};
 use tunesmith_contract::{
     ProjectId, ProjectSettings, RunId, Seconds, UnixTime, Usd,
     documents::SourceRecord,
-    ledger::{ItemKey, Lease},
+    ledger::ItemKey,
     plan::{Plan, Quote},
     tasks::PlannedTraining,
 };
@@ -47,7 +50,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub struct Cloud {
     paths: Paths,
     daemon: Daemon,
-    crashes: PathBuf,
+    faults: Faults,
 }
 
 /// An execution as its history tells it.
@@ -102,13 +105,11 @@ impl Cloud {
         let python = venv::ensure(&paths, Contents::Emulator, &|text| eprintln!("{text}")).await.unwrap();
         let embedder = models::embedder(&paths, &python, &|text| eprintln!("{text}")).await.unwrap();
         let mut built = deploy::build(&paths, &stages).await.unwrap();
-        let crashes = paths.target.join("pipeline-test");
-        let _ = fs::remove_dir_all(&crashes);
-        fs::create_dir_all(crashes.join("happened")).unwrap();
-        for (name, binary) in &mut built.functions {
-            *binary = crash_once(&crashes, name, binary);
-        }
         let mut daemon = Daemon::start(&paths, &python).await.unwrap();
+        let faults = Faults::new(paths.target.join("pipeline-test"), daemon.state.aws().endpoint);
+        for (name, binary) in &mut built.functions {
+            *binary = faults.wrap(name, binary).await;
+        }
         daemon.state.outputs = deploy::deploy(&paths, &daemon.state, &built, &stages).await.unwrap();
         daemon.state.write(&paths.local_cloud()).unwrap();
         let topics =
@@ -116,13 +117,12 @@ impl Cloud {
         mailbox::subscribe(&daemon.state.aws(), &topics).await.unwrap();
         let bucket = daemon.state.output("WorkspaceBucket").unwrap();
         models::upload_all(&daemon.state.aws(), &paths, bucket, &embedder).await.unwrap();
-        Self { paths, daemon, crashes }
+        Self { paths, daemon, faults }
     }
 
-    /// The functions that have crashed.
-    pub fn crashed(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.crashes.join("happened")).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    /// The functions that have died this way.
+    pub fn died(&self, death: Death) -> Vec<String> {
+        self.faults.happened(death)
     }
 
     pub fn state(&self) -> &State {
@@ -163,6 +163,14 @@ impl Cloud {
         self.aws().put_object(self.output("DocumentsBucket"), &key, "").await.unwrap();
         until(&format!("{project}: _TRAIN starts the pipeline"), async || {
             self.executions(project).await.into_iter().find(|arn| !before.contains(arn))
+        })
+        .await
+    }
+
+    /// Waits for the first execution of this project.
+    pub async fn starts_by_itself(&self, project: &ProjectId) -> String {
+        until(&format!("training of {project} starts by itself"), async || {
+            self.executions(project).await.into_iter().next()
         })
         .await
     }
@@ -308,9 +316,8 @@ impl Cloud {
     /// A budget of this month with so many micro-dollars to spend and spent.
     pub async fn budget_with(&self, name: &str, limit: i64, spent: i64) -> ProjectId {
         let project: ProjectId = format!("{name}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
-        let key = ItemKey::budget(&project, &self.this_month());
         let item = json!({"limit": limit, "reserved": 0, "spent": spent});
-        self.aws().put_item(self.output("Table"), &key.pk, &key.sk, &item).await.unwrap();
+        self.put_item(&ItemKey::budget(&project, &self.this_month()), &item).await;
         project
     }
 
@@ -323,15 +330,23 @@ impl Cloud {
         .await
     }
 
-    /// Number of mails whose subject holds this text.
-    pub fn mails_about(&self, subject: &str) -> usize {
-        self.mails().iter().filter(|mail| mail.subject.contains(subject)).count()
+    /// Lets `watch-costs` look again and again until there is a mail whose subject holds this text.
+    pub async fn looked_for(&self, subject: &str) -> Mail {
+        until(&format!("watch-costs mails {subject:?}"), async || {
+            self.watch_costs().await;
+            self.mails().into_iter().find(|mail| mail.subject.contains(subject))
+        })
+        .await
+    }
+
+    pub fn now(&self) -> UnixTime {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        UnixTime(i64::try_from(since.as_secs()).unwrap())
     }
 
     /// The month that is charged now.
     pub fn this_month(&self) -> String {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        UnixTime(i64::try_from(since.as_secs()).unwrap()).month()
+        self.now().month()
     }
 
     /// Runs the official `openai` Python client against the gateway.
@@ -345,86 +360,60 @@ impl Cloud {
         eprintln!("{}", venv::run(&python, &arguments, "see the assertion above").await.unwrap());
     }
 
-    /// Decides as a person in the console does.
-    pub async fn decide(&self, project: &ProjectId, verdict: &str) {
-        demo::decide(self.state(), project, None, verdict, "pipeline test").await.unwrap();
+    /// Sends so many questions at once with a new key of this project; the HTTP status of each.
+    pub async fn ask_at_once(&self, project: &ProjectId, count: usize) -> (String, Vec<u16>) {
+        let key = demo::make_key(self.state(), project).await.unwrap();
+        let url = format!("{}v1/chat/completions", self.state().local_url(self.output("GatewayUrl")));
+        let body = json!({"model": project, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1});
+        let (http, bearer) = (Http::default(), format!("Bearer {key}"));
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let asked = (0..count).map(|_| http.fetch(http::Method::POST, &url, &headers, body.to_string()));
+        let answers = futures::future::join_all(asked).await;
+        (key, answers.into_iter().map(|answer| answer.unwrap().0).collect())
     }
 
-    fn mails(&self) -> Vec<Mail> {
-        mailbox::list(&self.paths.local_cloud().join("mailbox"), None)
+    /// Writes an item of the table.
+    pub async fn put_item(&self, key: &ItemKey, item: &impl serde::Serialize) {
+        let item = serde_json::to_value(item).unwrap();
+        self.aws().put_item(self.output("Table"), &key.pk, &key.sk, &item).await.unwrap();
     }
 
-    /// Waits for a mail whose subject holds this text.
-    pub async fn mail(&self, subject: &str) -> Mail {
-        until(&format!("a mail {subject:?}"), async || self.mails().into_iter().find(|m| m.subject.contains(subject)))
-            .await
-    }
-
-    /// Waits for a mail about this project that holds this text.
-    pub async fn mail_about(&self, project: &ProjectId, text: &str) -> Mail {
-        until(&format!("a mail about {project} with {text}"), async || {
-            self.mails().into_iter().find(|m| {
-                let whole = format!("{}\n{}", m.subject, m.text);
-                whole.contains(project.as_str()) && whole.contains(text)
-            })
+    /// Hands `ingest-document` an S3 event, a fixture with other words in it; a start that dies is tried again.
+    pub async fn s3_event(&self, fixture: &str, replace: &[(&str, &str)]) -> Value {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../events/ingest-document").join(fixture);
+        let bucket = ("tunesmith-documents-123456789012", self.output("DocumentsBucket"));
+        let mut text = fs::read_to_string(path).unwrap();
+        for (from, to) in replace.iter().chain([&bucket]) {
+            text = text.replace(from, to);
+        }
+        let event: Value = serde_json::from_str(&text).unwrap();
+        until("ingest-document answers", async || {
+            let answer = self.aws().invoke("tunesmith-ingest-document", &event).await.ok()?;
+            answer.get("errorType").is_none().then_some(answer)
         })
         .await
     }
 
-    pub async fn workspace<T: DeserializeOwned>(&self, key: &str) -> T {
-        let found = self.aws().get_json(self.output("WorkspaceBucket"), key).await.unwrap();
-        found.unwrap_or_else(|| panic!("{key} is missing"))
+    /// Puts an object into the workspace bucket.
+    pub async fn put_workspace(&self, key: &str, value: &Value) {
+        self.aws().put_object(self.output("WorkspaceBucket"), key, value.to_string()).await.unwrap();
     }
 
-    pub async fn item<T: DeserializeOwned>(&self, key: &ItemKey) -> Option<T> {
-        let item = self.aws().get_item(self.output("Table"), &key.pk, &key.sk).await.unwrap()?;
-        Some(serde_json::from_value(item).unwrap())
+    /// Puts an upload, as a person does.
+    pub async fn put_document(&self, project: &ProjectId, path: &str, body: &str) {
+        let key = format!("{project}/{path}");
+        self.aws().put_object(self.output("DocumentsBucket"), &key, body.to_owned()).await.unwrap();
     }
 
-    pub async fn leases(&self, run: &RunId) -> Vec<Lease> {
-        let items = self.aws().query_items(self.output("Table"), "LEASE", "").await.unwrap();
-        items.into_iter().map(|i| serde_json::from_value::<Lease>(i).unwrap()).filter(|l| l.run == *run).collect()
-    }
-
-    /// Waits until the run has a checkpoint that counts.
-    pub async fn first_checkpoint(&self, project: &ProjectId, run: &RunId) {
-        let prefix = format!("projects/{project}/runs/{run}/checkpoints/");
-        until(&format!("a checkpoint of {run}"), async || {
-            let keys = self.aws().list_objects(self.output("WorkspaceBucket"), &prefix).await.unwrap();
-            keys.iter().any(|key| key.ends_with("/DONE")).then_some(())
-        })
-        .await;
-    }
-
-    /// Every machine of the run has ended, as the machine room sees it.
-    pub async fn nothing_runs_for(&self, run: &RunId) {
-        until(&format!("no machine of {run} runs"), async || {
-            let status = self.state().command("status", &Value::Null).await.unwrap();
-            let machines = status["instances"].as_array().cloned().unwrap_or_default();
-            let running = |m: &&Value| m.to_string().contains(run.as_str()) && m["status"] == "running";
-            machines.iter().find(running).is_none().then_some(())
-        })
-        .await;
+    /// Decides as a person in the console does.
+    pub async fn decide(&self, project: &ProjectId, verdict: &str) {
+        demo::decide(self.state(), project, None, verdict, "pipeline test").await.unwrap();
     }
 
     /// Changes the simulated account.
     pub fn room_settings(&self, settings: &Value) {
         fs::write(self.paths.local_cloud().join("settings.json"), settings.to_string()).unwrap();
     }
-}
-
-/// A bootstrap that ends at its first start, before it has asked for work, and then is the function.
-fn crash_once(folder: &Path, name: &str, binary: &Path) -> PathBuf {
-    let script = folder.join(name);
-    let mark = folder.join("happened").join(name);
-    let text = format!(
-        "#!/bin/sh\nmkdir '{mark}' 2>/dev/null && exit 7\nexec '{binary}'\n",
-        mark = mark.display(),
-        binary = binary.display()
-    );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    script
 }
 
 /// Looks again and again until there is a value, at most [`LIMIT`].

@@ -219,7 +219,7 @@ pub struct SourceRecord {
     pub path: String,
     /// Its content.
     pub document: DocumentId,
-    /// S3's sequencer of the event, left-padded to equal length: later events compare greater.
+    /// S3's sequencer of the event, right-padded with zeros to equal length (as S3 says to compare them): later events compare greater.
     pub sequencer: String,
     /// What became of it.
     pub status: SourceStatus,

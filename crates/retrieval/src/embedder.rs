@@ -42,6 +42,9 @@ pub enum EmbedError {
     /// `tokenizer.json` is damaged, or a text could not be tokenized.
     #[error("embedding model tokenizer.json: {0}; upload the model's files again")]
     Tokenizer(#[source] tokenizers::Error),
+    /// The tokenizer knows more entries or makes longer texts than the weights have rows for.
+    #[error("embedding model tokenizer.json and config.json do not belong together; upload the model's files again")]
+    Vocabulary,
     /// `model.safetensors` is damaged or does not fit `config.json`.
     #[error("embedding model model.safetensors: {0}; upload the model's files again")]
     Weights(#[from] candle_core::Error),
@@ -118,6 +121,7 @@ impl Embedder {
 
     fn embed_one(&self, text: &str) -> Result<Vec<f32>, EmbedError> {
         let encoding = self.tokenizer.encode(text, true).map_err(EmbedError::Tokenizer)?;
-        Ok(mean_pool(&self.bert.forward(encoding.get_ids())?)?)
+        let states = self.bert.forward(encoding.get_ids()).ok_or(EmbedError::Vocabulary)?;
+        Ok(mean_pool(&states, self.dimensions))
     }
 }

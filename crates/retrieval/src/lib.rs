@@ -6,6 +6,7 @@
 mod bert;
 pub mod embedder;
 pub mod index;
+mod kernels;
 mod keywords;
 pub mod search;
 mod vectors;

@@ -90,6 +90,8 @@ fn browser(result: Result<String, Failure>) -> Value {
 async fn show(link: &Link, clients: &Clients, bucket: &str, now: UnixTime) -> Result<String, Failure> {
     let record = by_link(link, clients).await?;
     if let Some(decision) = &record.decision {
+        // Whoever wrote it may have died before telling the pipeline; telling it twice changes nothing.
+        clients.step_functions.send_task_success(&record.task_token, decision).await?;
         return Ok(page::decided(&record.run, decision));
     }
     check_open(&record, now)?;
@@ -137,7 +139,7 @@ async fn direct(input: AnswerApprovalInput, clients: &Clients, now: UnixTime) ->
             .get(&ItemKey::approval(&input.project, run))
             .await?
             .ok_or_else(|| unknown(&input.project, Some(run), &[]))?,
-        None => only_waiting(&input.project, clients, now).await?,
+        None => only_waiting(&input, clients, now).await?,
     };
     let via = if input.by.starts_with("arn:") { Via::Console } else { Via::Cli };
     let decision = ApprovalDecision { verdict: input.verdict, via, by: input.by, reason: input.reason, at: now };
@@ -153,14 +155,31 @@ fn unknown(project: &ProjectId, run: Option<&RunId>, waiting: &[String]) -> Fail
     )
 }
 
-async fn only_waiting(project: &ProjectId, clients: &Clients, now: UnixTime) -> Result<ApprovalRecord, Failure> {
-    let records: Vec<ApprovalRecord> = clients.table.query(&ItemKey::project(project), "APPROVAL#").await?;
+/// The approval that is meant when no run is named: the only one that waits, or the one that this same execution has answered
+/// already, when its first try died before the pipeline was told.
+async fn only_waiting(
+    input: &AnswerApprovalInput,
+    clients: &Clients,
+    now: UnixTime,
+) -> Result<ApprovalRecord, Failure> {
+    let records: Vec<ApprovalRecord> = clients.table.query(&ItemKey::project(&input.project), "APPROVAL#").await?;
+    choose(records, input, now)
+}
+
+fn choose(records: Vec<ApprovalRecord>, input: &AnswerApprovalInput, now: UnixTime) -> Result<ApprovalRecord, Failure> {
+    // only an execution's name is its own: two people may have the same
+    let is_own = |record: &ApprovalRecord| {
+        input.by.starts_with("arn:") && record.decision.as_ref().is_some_and(|decision| decision.by == input.by)
+    };
+    if let Some(own) = records.iter().find(|record| is_own(record)) {
+        return Ok(own.clone());
+    }
     let mut waiting: Vec<_> = records.into_iter().filter(|r| r.decision.is_none() && now < r.expires_at).collect();
     match (waiting.len(), waiting.pop()) {
         (1, Some(record)) => Ok(record),
         (_, last) => {
             let names: Vec<_> = waiting.iter().chain(&last).map(|r| r.run.to_string()).collect();
-            Err(unknown(project, None, &names))
+            Err(unknown(&input.project, None, &names))
         }
     }
 }
@@ -210,4 +229,52 @@ async fn answer(
         ));
     }
     Ok(decision)
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::error_name::ErrorName;
+
+    use super::*;
+
+    fn record(run: &str, answered_by: Option<&str>) -> ApprovalRecord {
+        let decision = answered_by.map(|by| ApprovalDecision {
+            verdict: Verdict::Approve,
+            via: Via::Console,
+            by: by.into(),
+            reason: String::new(),
+            at: UnixTime(5),
+        });
+        ApprovalRecord {
+            project: "handbook".parse().unwrap(),
+            run: run.parse().unwrap(),
+            task_token: "token".into(),
+            secret_hash: String::new(),
+            asked_at: UnixTime(0),
+            expires_at: UnixTime(100),
+            decision,
+        }
+    }
+
+    fn chosen(records: &[ApprovalRecord], by: &str) -> Result<String, ErrorName> {
+        let input = AnswerApprovalInput {
+            project: "handbook".parse().unwrap(),
+            run: None,
+            verdict: Verdict::Approve,
+            by: by.into(),
+            reason: String::new(),
+        };
+        choose(records.to_vec(), &input, UnixTime(10)).map(|r| r.run.to_string()).map_err(|failure| failure.name)
+    }
+
+    #[test]
+    fn an_execution_that_is_tried_again_means_the_approval_it_has_answered() {
+        let (first, second) = (record("run-000000000001", Some("arn:a")), record("run-000000000002", None));
+        let both = [first.clone(), second];
+        assert_eq!(chosen(&both, "arn:a"), Ok("run-000000000001".into()));
+        assert_eq!(chosen(&both, "arn:b"), Ok("run-000000000002".into()));
+        assert_eq!(chosen(&[first], "arn:b"), Err(ErrorName::ApprovalUnknown));
+        let by_name = [record("run-000000000001", Some("Ada"))];
+        assert_eq!(chosen(&by_name, "Ada"), Err(ErrorName::ApprovalUnknown));
+    }
 }

@@ -1,6 +1,7 @@
 //! Lambda function `watch-costs`: meters what runs, warns, and stops what would exceed its cap.
 //!
-//! Promise: the alarms at 50, 80 and 100 % of a month's budget are mailed once each, whoever else runs at the same time; a
+//! Promise: the alarms at 50, 80 and 100 % of a month's budget are mailed once each, whoever else runs at the same time, and
+//! are mailed although a look dies in the middle (once more, when it dies between mailing and remembering that); a
 //! machine that would pass its cap before the next look is told to stop (its trainer checkpoints first); an endpoint billed by
 //! the hour is charged to its project, and deleted when the project's month is used up.
 
@@ -23,6 +24,9 @@ use tunesmith_contract::{
 
 /// The schedule's interval: how far ahead a machine's cost is looked at.
 pub const INTERVAL: Seconds = Seconds(300);
+
+/// How long a look may take to mail an alarm it has claimed: this function's time limit. After it the look is dead.
+const CLAIM: i64 = 120;
 
 /// What the function calls.
 #[derive(Debug, Clone)]
@@ -55,7 +59,8 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
         let runs: Vec<_> = runs.into_iter().filter(|r| r.month == month).collect();
         let used = meter::used(item, &runs);
         account = account.saturating_add(used);
-        warn(clients, &ItemKey::budget(&project, &month), project.as_str(), item, used, &mut watched).await?;
+        let spending = Spending { key: ItemKey::budget(&project, &month), whose: project.as_str(), budget: item, used };
+        warn(clients, &spending, now, &mut watched).await?;
         if used > Usd::ZERO && used >= item.limit {
             stop_endpoints(clients, endpoints.iter().filter(|e| e.project == project), &mut watched).await?;
         }
@@ -64,7 +69,9 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
         stop_endpoints(clients, endpoints.iter(), &mut watched).await?;
     }
     if let Some((_, item)) = budgets.iter().find(|(sk, _)| sk == "ACCOUNT") {
-        warn(clients, &ItemKey::account_budget(&month), "the whole account", item, account, &mut watched).await?;
+        let key = ItemKey::account_budget(&month);
+        let spending = Spending { key, whose: "the whole account", budget: item, used: account };
+        warn(clients, &spending, now, &mut watched).await?;
     }
     tracing::info!(machines = watched.machines, alarms = ?watched.alarms, stopped = ?watched.stopped, used = %account,
         "watched");
@@ -147,25 +154,40 @@ async fn charge_endpoint(
     Ok(())
 }
 
+/// What somebody has spent this month.
+struct Spending<'a> {
+    key: ItemKey,
+    whose: &'a str,
+    budget: &'a BudgetItem,
+    used: Usd,
+}
+
 async fn warn(
     clients: &Clients,
-    key: &ItemKey,
-    whose: &str,
-    budget: &BudgetItem,
-    used: Usd,
+    spending: &Spending<'_>,
+    now: UnixTime,
     watched: &mut WatchedCosts,
 ) -> Result<(), Failure> {
-    for percent in meter::due_alarms(budget, used) {
-        // Whoever adds the threshold to the list sends the mail; a second caller finds it there.
-        let add = Expression::new("SET #sent = list_append(if_not_exists(#sent, :none), :one)")
-            .name("#sent", "alarms_sent")
-            .value(":none", Vec::<u8>::new())
-            .value(":one", vec![percent]);
-        let absent =
-            Expression::new("attribute_exists(pk) AND NOT contains(#sent, :percent)").value(":percent", percent);
-        if let Conditional::Done(_) = clients.table.update::<BudgetItem>(key, add, Some(absent)).await? {
-            let (subject, body) = mail::alarm(whose, percent, budget, used);
+    let Spending { key, whose, budget, used } = spending;
+    for percent in meter::due_alarms(budget, *used) {
+        // Whoever claims the threshold sends the mail and then adds it to the list; a second caller finds the claim.
+        let claimed = format!("alarm_{percent}_claimed_at");
+        let claim = Expression::new("SET #claimed = :now").name("#claimed", &claimed).value(":now", now);
+        let free = Expression::new(
+            "attribute_exists(pk) AND NOT contains(#sent, :percent) AND \
+             (attribute_not_exists(#claimed) OR #claimed <= :dead)",
+        )
+        .name("#sent", "alarms_sent")
+        .value(":percent", percent)
+        .value(":dead", UnixTime(now.0 - CLAIM));
+        if let Conditional::Done(_) = clients.table.update::<BudgetItem>(key, claim, Some(free)).await? {
+            let (subject, body) = mail::alarm(whose, percent, budget, *used);
             clients.alarms.publish(&subject, &body).await?;
+            let add = Expression::new("SET #sent = list_append(if_not_exists(#sent, :none), :one)")
+                .name("#sent", "alarms_sent")
+                .value(":none", Vec::<u8>::new())
+                .value(":one", vec![percent]);
+            let _: Conditional<BudgetItem> = clients.table.update(key, add, None).await?;
             watched.alarms.push(format!("{whose} {percent}"));
         }
     }
@@ -183,11 +205,12 @@ async fn stop_endpoints(
         if watched.stopped.contains(&endpoint.name) {
             continue;
         }
+        // The meter goes last: whatever dies in between, the next look finds it and does the rest.
+        let (subject, body) = mail::endpoint_stopped(endpoint);
+        clients.alarms.publish(&subject, &body).await?;
         clients.sagemaker.delete_endpoint(&endpoint.name).await?;
         clients.table.delete(&ItemKey::live(&endpoint.project)).await?;
         clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
-        let (subject, body) = mail::endpoint_stopped(endpoint);
-        clients.alarms.publish(&subject, &body).await?;
         watched.stopped.push(endpoint.name.clone());
     }
     Ok(())

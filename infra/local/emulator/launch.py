@@ -14,9 +14,9 @@ checked because a repair replaces functions by name:
 8. `aws:SecureTransport` is false, because there is no TLS on loopback: bucket policies that demand TLS, as they must on AWS,
    would lock everybody out. Nothing leaves this machine, so it counts as secure.
 9. A function URL in mode RESPONSE_STREAM answers only when the function has ended. AWS forwards bytes as they come.
-
 10. A service that assumes a role sends `aws:SourceAccount`; here the machine room does it as root in the service's place, so
    that trust policies against the confused deputy hold without shutting it out.
+11. Every schedule is checked against policies as one of the group `default`. AWS checks it in its own group.
 
 Source of the behaviour: AWS Step Functions Developer Guide, "Handling errors in Step Functions workflows" and "Wait for a
 callback with task token"; AWS Lambda Developer Guide, "Building a custom runtime" (response streaming).
@@ -37,7 +37,7 @@ if found != SUPPORTED:
     sys.exit(f"launch.py repairs ministack {SUPPORTED}, found {found}: install infra/local/requirements.txt")
 
 from ministack import app  # noqa: E402
-from ministack.core import iam_evaluator, lambda_runtime  # noqa: E402
+from ministack.core import iam_actions, iam_evaluator, lambda_runtime  # noqa: E402
 from ministack.core.responses import StreamingResponse  # noqa: E402
 from ministack.services import iam, lambda_svc  # noqa: E402
 from ministack.services import stepfunctions as sfn  # noqa: E402
@@ -176,6 +176,25 @@ def _trust_with_source_account(document, caller, context=None):
 
 
 iam_evaluator.evaluate_trust_policy = _trust_with_source_account
+
+# ---- Resources of requests ------------------------------------------------------------------------------------------
+
+_extract_resource_arn = iam_actions.extract_resource_arn
+
+
+def _resource_with_schedule_group(service, method, path, headers, body, query_params, *args):
+    arn = _extract_resource_arn(service, method, path, headers, body, query_params, *args)
+    if service == "scheduler" and ":schedule/default/" in arn:
+        try:
+            group = json.loads(body).get("GroupName")
+        except ValueError:
+            group = query_params.get("groupName")
+        group = group[0] if isinstance(group, list) else group
+        arn = arn.replace(":schedule/default/", f":schedule/{group or 'default'}/")
+    return arn
+
+
+iam_actions.extract_resource_arn = _resource_with_schedule_group
 
 # ---- Policy simulation ----------------------------------------------------------------------------------------------
 

@@ -84,7 +84,8 @@ pub(crate) fn update(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result
 /// polynomial of degree 5). The C library's `expf` is a call per element and four to eight times slower here.
 #[inline(always)]
 #[allow(clippy::excessive_precision)] // the coefficients as published
-pub(crate) fn exp(x: f32) -> f32 {
+#[must_use]
+pub fn exp(x: f32) -> f32 {
     // beyond these the result is 0 or infinity for every purpose of a softmax or a sigmoid
     let x = x.clamp(-87.0, 88.0);
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
@@ -107,10 +108,11 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// A closure handed to a dispatcher is not enough: the compiler may leave it outside the function with the wide instructions,
 /// and then nothing is gained (seen: SwiGLU three times slower). All variants compute the same bits, since no variant fuses
 /// multiplication and addition.
+#[macro_export]
 macro_rules! vectorised {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        fn $name($($arg: $type),*) $(-> $ret)? {
+        $vis fn $name($($arg: $type),*) $(-> $ret)? {
             #[inline(always)]
             fn portable($($arg: $type),*) $(-> $ret)? $body
 
@@ -138,11 +140,12 @@ macro_rules! vectorised {
         }
     };
 }
-pub(crate) use vectorised;
+pub use vectorised;
 
 /// Largest value, sixteen lanes at a time; NaN is passed over.
 #[inline(always)]
-pub(crate) fn largest(row: &[f32]) -> f32 {
+#[must_use]
+pub fn largest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = row.chunks_exact(16);
     let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);

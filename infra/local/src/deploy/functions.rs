@@ -40,6 +40,14 @@ pub async fn build(paths: &Paths, stages: &Stages) -> Result<Built, LocalError> 
     // features differently and compile half of the dependencies again.
     command.args(["build", "--bins", "--message-format=json-render-diagnostics"]);
     command.current_dir(&paths.root).env("CARGO_TARGET_DIR", &paths.target);
+    // What the outer `cargo run` or `cargo test` says about its own package: build scripts that watch these variables (ring's
+    // does) would run again, and everything above them be compiled again, at each change between outer and inner Cargo.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|start| text.starts_with(start)) {
+            command.env_remove(&name);
+        }
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).kill_on_drop(true);
     let mut child = command.spawn().map_err(LocalError::io("run", "cargo"))?;
     let mut executables = BTreeMap::new();
