@@ -113,6 +113,7 @@ fn an_interrupted_machine_is_replaced_and_training_resumes_from_its_checkpoint()
         assert!(leases.len() == 2 && leases.iter().all(|l| l.status == LeaseStatus::Closed), "{leases:?}");
         let metered: tunesmith_contract::Usd = leases.iter().map(|l| l.metered).sum();
         assert_eq!(record.settled, metered, "the meter of both machines is charged");
+        cloud.mail(&format!("{project} - a model waits")).await; // the state is entered before the question is written
         cloud.decide(&project, "reject").await;
         cloud.ends(&run).await;
     });
