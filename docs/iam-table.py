@@ -65,6 +65,7 @@ WORDS = [
     (r"<MachinesTemplate[0-9A-F]*>", "tunesmith-training"), (r"<NetworkTrainingMachines[0-9A-F]*>", "of training machines"),
     (r"<NetworkSubnet(\d)[0-9A-F]*>", r"\1"), (r"<(\w+?)Function[0-9A-F]{8}>", r"function \1"),
     (r"<(\w+?)Log[0-9A-F]{8}>", "own log group"), (r"<(\w+?)Queue[0-9A-F]{8}>", r"queue \1"),
+    (r"<ScheduleDeadLetters[0-9A-F]{8}>", "queue of schedules' dead letters"),
     (r"<(\w+?)Machine[0-9A-F]{8}>", r"state machine \1"),
 ]
 

@@ -10,6 +10,10 @@ client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=2, timeout=60
 listed = {entry.id for entry in client.models.list()}
 assert {model, f"{model}:base"} <= listed, listed
 
+for name in (model, f"{model}:base"):
+    found = client.models.retrieve(name)
+    assert (found.id, found.object) == (name, "model"), found
+
 question = [{"role": "user", "content": "How many days of paid leave do I get?"}]
 whole = client.chat.completions.create(model=model, messages=question, max_tokens=16, temperature=0, seed=1)
 assert whole.object == "chat.completion" and whole.choices[0].message.role == "assistant"
@@ -35,4 +39,10 @@ for model_name, api_key, error in [
         assert refused.body["message"], refused.body
     else:
         raise AssertionError(f"{model_name} was accepted")
+try:
+    client.models.retrieve("no-such-model")
+except openai.NotFoundError as refused:
+    assert refused.body["code"] == "model_not_found", refused.body
+else:
+    raise AssertionError("an unknown model was found")
 print(f"openai {openai.__version__}: {len(chunks)} chunks, {len(sources)} sources")

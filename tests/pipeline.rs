@@ -261,8 +261,41 @@ fn an_interrupted_machine_is_replaced_and_training_resumes_from_its_checkpoint()
         assert!(leases.len() == 2 && leases.iter().all(|l| l.status == LeaseStatus::Closed), "{leases:?}");
         let metered: Usd = leases.iter().map(|l| l.metered).sum();
         assert_eq!(record.settled, metered, "the meter of both machines is charged");
+        cloud.mail(&format!("{project} - a model waits")).await; // the state is entered before the question is written
         cloud.decide(&project, "reject").await;
         cloud.ends(&run).await;
+    });
+}
+
+#[test]
+fn a_stopped_pipeline_keeps_neither_its_machine_nor_its_money() {
+    Cloud::with(async |cloud| {
+        let long = QUICK.replace("max_steps = 6", "max_steps = 200\nepochs = 200");
+        let project = cloud.upload("stopped", &documents(8), &settings(&[&long, BUDGET])).await;
+        let run = cloud.train(&project).await;
+        let id = cloud.reaches(&run, "TrainModel").await.planned().run;
+        cloud.first_checkpoint(&project, &id).await;
+        cloud.stop(&run).await;
+        cloud.look_after_until(&project, &id, RunStatus::Failed).await;
+
+        let record: RunRecord = cloud.item(&ItemKey::run(&project, &id)).await.unwrap();
+        assert!(record.metered > tunesmith_contract::Usd::ZERO, "{record:?}");
+        assert_eq!(record.settled, record.metered, "{record:?}");
+        assert_eq!(record.reserved, record.settled.saturating_add(record.returned), "{record:?}");
+        let budget: BudgetItem = cloud.item(&ItemKey::budget(&project, &record.month)).await.unwrap();
+        assert_eq!((budget.reserved.micros(), budget.spent), (0, record.settled), "{budget:?}");
+        let leases = cloud.leases(&id).await;
+        assert!(leases.len() == 1 && leases.iter().all(|l| l.status == LeaseStatus::Closed), "{leases:?}");
+        cloud.nothing_runs_for(&id).await;
+        let subject = format!("training of {project} was stopped");
+        let mail = cloud.mail(&subject).await;
+        assert!(mail.text.contains(id.as_str()) && mail.text.contains("Given back: $"), "{}", mail.text);
+
+        // Looking again changes nothing and mails nobody.
+        cloud.look_after().await;
+        assert_eq!(cloud.item::<RunRecord>(&ItemKey::run(&project, &id)).await.unwrap(), record);
+        assert_eq!(cloud.mails_about(&subject), 1);
+        assert_eq!(cloud.progress(&run).await.status, "ABORTED");
     });
 }
 

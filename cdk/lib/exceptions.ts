@@ -6,6 +6,8 @@ export const RULES: Readonly<Record<string, string>> = {
     'Server access logs need a third bucket that grows for ever; CloudTrail data events record the same for those who need it. Public access is blocked, and only roles of this app write.',
   'AwsSolutions-SF2':
     'The execution history shows for 90 days, free of charge, what X-Ray would; X-Ray would cost a wildcard permission.',
+  'AwsSolutions-SQS3':
+    'The one queue without a dead-letter queue that the rule finds is one itself: that of the schedules, which the rule does not look at.',
   'AwsSolutions-VPC7':
     'Flow logs are billed by the gigabyte, and the training machines accept no connection: there is nothing inbound to log.',
 };
@@ -26,11 +28,14 @@ export const WILDCARDS: Readonly<Record<string, string>> = {
   '{workspace}/projects/*/indexes/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/quarantine/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*': NAMED_AT_RUN_TIME,
+  '{workspace}/projects/*/runs/*/adapter/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/attempts/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/checkpoints/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/deployment.json': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/evaluation.json': NAMED_AT_RUN_TIME,
+  '{workspace}/projects/*/runs/*/metrics.jsonl': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/plan.json': NAMED_AT_RUN_TIME,
+  '{workspace}/projects/*/runs/*/reference-logits.json': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/report.html': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/serve.json': NAMED_AT_RUN_TIME,
   '{ec2}:image/*': 'AWS publishes a new image every few weeks; the launch template says which is used.',

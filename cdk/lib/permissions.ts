@@ -1,4 +1,5 @@
 import * as iam from 'aws-cdk-lib/aws-iam';
+import * as sqs from 'aws-cdk-lib/aws-sqs';
 
 import { ACCOUNT, arn, ATTEMPT_TAG, objects, PREFIX } from './names.ts';
 import { WITHOUT_RESOURCE } from './without-resource.ts';
@@ -21,13 +22,12 @@ export function allowWithoutResource(...actions: string[]): iam.PolicyStatement 
 /** What a function may do with the objects of a bucket. `list` lets a missing object be told from a forbidden one. */
 export function bucketAccess(
   bucketArn: string,
-  access: { read?: string[]; versions?: string[]; write?: string[]; remove?: string[]; list?: boolean },
+  access: { read?: string[]; write?: string[]; remove?: string[]; list?: boolean },
 ): iam.PolicyStatement[] {
   const on = (action: string, keys: string[] | undefined) =>
     keys && keys.length > 0 ? [allow([action], keys.map((key) => objects(bucketArn, key)))] : [];
   return [
     ...on('s3:GetObject', access.read),
-    ...on('s3:GetObjectVersion', access.versions),
     ...on('s3:PutObject', access.write),
     ...on('s3:DeleteObject', access.remove),
     ...(access.list ? [allow(['s3:ListBucket'], [bucketArn])] : []),
@@ -66,6 +66,11 @@ export function trustedService(service: string): iam.ServicePrincipal {
 /** SageMaker's endpoints of Tunesmith. */
 export function endpointArn(): string {
   return arn('sagemaker', `endpoint/${PREFIX}-*`);
+}
+
+/** Putting a message into a queue. */
+export function sendTo(queue: sqs.IQueue): iam.PolicyStatement {
+  return allow(['sqs:SendMessage'], [queue.queueArn]);
 }
 
 /** Pulling the trainer's image. */

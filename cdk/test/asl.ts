@@ -26,10 +26,12 @@ export interface State {
   Parameters?: Record<string, unknown> & { FunctionName?: string; Payload?: Record<string, unknown> };
   Arguments?: Record<string, unknown>;
   ResultSelector?: Record<string, string>;
+  ResultPath?: string | null;
   Output?: string;
   Retry?: Retrier[];
   Catch?: Catcher[];
   TimeoutSeconds?: number;
+  TimeoutSecondsPath?: string;
   HeartbeatSeconds?: number;
   Next?: string;
   Default?: string;

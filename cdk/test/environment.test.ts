@@ -14,7 +14,7 @@ const OWN: Record<string, string[]> = {
   gateway: [],
   'guard-budget': ['ACCOUNT_MONTHLY_CAP_MICROS'],
   'index-documents': [],
-  'ingest-document': ['SCHEDULER_ROLE_ARN', 'SCHEDULE_GROUP', 'TRAINING_PIPELINE_ARN'],
+  'ingest-document': ['SCHEDULER_ROLE_ARN', 'SCHEDULE_DEAD_LETTERS_ARN', 'SCHEDULE_GROUP', 'TRAINING_PIPELINE_ARN'],
   'launch-training': ['LAUNCH_TEMPLATE_ID', 'SUBNET_IDS', 'TRAINER_IMAGE'],
   'plan-training': [],
   'prepare-dataset': [],

@@ -101,9 +101,10 @@ test('a training machine accepts nothing, proves its metadata requests, encrypts
   }
 });
 
-test('costs and lost machines are looked at every five minutes', () => {
+test('costs, lost machines and the money of stopped pipelines are looked at every five minutes', () => {
   const schedules = new Map(ofType('AWS::Scheduler::Schedule').map((s) => [s.properties['Name'], s.properties['ScheduleExpression']]));
   assert.deepEqual([...schedules].sort(), [
+    ['reclaim-budgets', 'rate(5 minutes)'],
     ['sweep-resources', 'rate(5 minutes)'],
     ['watch-costs', 'rate(5 minutes)'],
   ]);

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
 import { test } from 'node:test';
 
 import { WILDCARDS } from '../lib/exceptions.ts';
@@ -123,6 +124,69 @@ test('a function may call the services whose clients it links, and no others', (
   }
 });
 
+/** The call in a function's code that an action is for: a method of `crates/aws`, on what the functions call its client. */
+const CALLS: Record<string, RegExp> = {
+  'dynamodb:DeleteItem': /\btable\.delete\(|\bWrite::delete\(/,
+  'dynamodb:GetItem': /\btable\.get\(/,
+  'dynamodb:PutItem': /\btable\.put(_if)?\(|\bWrite::put\(/,
+  'dynamodb:Query': /\btable\.query(_keyed)?\(/,
+  'dynamodb:UpdateItem': /\btable\.(raise|update)\(|\bWrite::update\(/,
+  'ec2:CreateTags': /\bec2\.run_instance\(/,
+  'ec2:DescribeInstances': /\bec2\.machines_tagged\(/,
+  'ec2:DescribeSpotPriceHistory': /\bec2\.spot_prices\(/,
+  'ec2:DescribeSubnets': /\bec2\.subnets\(/,
+  'ec2:RunInstances': /\bec2\.run_instance\(/,
+  'ec2:TerminateInstances': /\bec2\.terminate\(/,
+  's3:GetObject': /\bs3\.(download|get|get_json|get_text|head)\(/,
+  's3:PutObject': /\bs3\.(put|put_json|put_json_once|put_once|upload)\(/,
+  'sagemaker:AddTags': /\bsagemaker\.create_model\(/,
+  'sagemaker:CreateEndpoint': /\bsagemaker\.create_endpoint\(/,
+  'sagemaker:CreateEndpointConfig': /\bsagemaker\.create_endpoint_config\(/,
+  'sagemaker:CreateModel': /\bsagemaker\.create_model\(/,
+  'sagemaker:DeleteEndpoint': /\bsagemaker\.delete_endpoint\(/,
+  'sagemaker:DescribeEndpoint': /\bsagemaker\.describe_endpoint\(/,
+  'sagemaker:InvokeEndpoint': /\bruntime\.invoke\(/,
+  'sagemaker:InvokeEndpointWithResponseStream': /\bruntime\.invoke_stream\(/,
+  'sagemaker:UpdateEndpoint': /\bsagemaker\.update_endpoint\(/,
+  'scheduler:CreateSchedule': /\bscheduler\.set\(/,
+  'scheduler:UpdateSchedule': /\bscheduler\.set\(/,
+  'servicequotas:GetAWSDefaultServiceQuota': /\bservice_quotas\.value\(/,
+  'servicequotas:GetServiceQuota': /\bservice_quotas\.value\(/,
+  'sns:Publish': /\b(alarms|notifications)\.publish\(/,
+  'states:DescribeExecution': /\bstep_functions\.describe_execution\(/,
+  'states:SendTaskFailure': /\bstep_functions\.send_task_failure\(/,
+  'states:SendTaskSuccess': /\bstep_functions\.send_task_success\(/,
+  'states:StartExecution': /\bstep_functions\.start_execution\(/,
+};
+
+/** A function's code as one line, without white space and type arguments: `self.s3.get_json::<T>(` becomes `self.s3.get_json(`. */
+function code(name: string): string {
+  const folder = `functions/${name}/src/`;
+  const files = readdirSync(new URL(`../../${folder}`, import.meta.url)).map((file) => repositoryFile(`${folder}${file}`));
+  return files.join('\n').replace(/\s+/g, '').replace(/::<[^()]*?>\(/g, '(');
+}
+
+test('a function may do what its code calls, and nothing else', () => {
+  // Rights that come with another service's call, or that only let a missing object be told from a forbidden one.
+  const alongside = new Set(['iam:PassRole', 'logs:CreateLogStream', 'logs:PutLogEvents', 's3:ListBucket', 'ssm:GetParameters']);
+  for (const name of FUNCTIONS.keys()) {
+    const source = code(name);
+    const called = Object.keys(CALLS).filter((action) => CALLS[action]?.test(source));
+    const allowed = new Set(of(name).flatMap((p) => p.actions).filter((action) => !alongside.has(action)));
+    assert.deepEqual([...allowed].sort(), called.sort(), name);
+  }
+});
+
+test('a training machine writes what the trainer writes into its run, and nothing else', () => {
+  const sources = ['checkpoints', 'evaluation', 'metrics', 'reference', 'train'].map((file) => repositoryFile(`trainer-image/src/${file}.rs`)).join('\n');
+  const named = [...sources.matchAll(/\boutput\s*\.join\("([\w.-]+)"\)/g), ...sources.matchAll(/\b(?:EVALUATION|REFERENCE): &str = "([^"]+)"/g)];
+  const written = new Set(named.map((match) => match[1] as string));
+  const role = ofType('AWS::IAM::Role').find((r) => r.properties['Description'] === 'What a training machine may do');
+  const puts = PERMISSIONS.filter((p) => p.where === role?.id && p.actions.includes('s3:PutObject')).flatMap((p) => p.resources);
+  const allowed = puts.map((resource) => /\/projects\/\*\/runs\/\*\/([^/]+)(\/\*)?$/.exec(resource)?.[1] ?? resource);
+  assert.deepEqual(allowed.sort(), [...written].sort());
+});
+
 test('machines are launched by launch-training only, from the launch template only', () => {
   const launching = PERMISSIONS.filter((p) => p.actions.includes('ec2:RunInstances'));
   for (const permission of launching) assert.ok(of('launch-training').includes(permission), permission.where);
@@ -133,7 +197,7 @@ test('machines are launched by launch-training only, from the launch template on
 
 test('only the functions that talk to people or to the table of money may', () => {
   const may = (action: string) => [...FUNCTIONS.keys()].filter((name) => of(name).some((p) => p.actions.includes(action))).sort();
-  assert.deepEqual(may('sns:Publish'), ['deploy-endpoint', 'ingest-document', 'request-approval', 'watch-costs']);
+  assert.deepEqual(may('sns:Publish'), ['deploy-endpoint', 'guard-budget', 'ingest-document', 'request-approval', 'watch-costs']);
   assert.deepEqual(may('states:SendTaskSuccess'), ['answer-approval']);
   assert.deepEqual(may('sagemaker:CreateEndpoint'), ['deploy-endpoint']);
   assert.deepEqual(may('sagemaker:DeleteEndpoint'), ['deploy-endpoint', 'watch-costs']);

@@ -44,9 +44,17 @@ test('the files are valid Amazon States Language', () => {
   }
 });
 
+/** Seconds that a state waits: as the file says, or at the least what the plan adds to a training's longest time. */
+function timeout(state: State): number {
+  if (state.TimeoutSecondsPath === undefined) return state.TimeoutSeconds ?? 0;
+  assert.equal(state.TimeoutSecondsPath, '$.plan.train_timeout');
+  const decide = repositoryFile('functions/plan-training/src/decide.rs');
+  return Number(/TIMEOUT_MARGIN: Seconds = Seconds\((\d+)\)/.exec(decide)?.[1]);
+}
+
 test('every task has a time limit, retries what can pass, and catches everything', () => {
   for (const [id, state] of tasks()) {
-    assert.ok((state.TimeoutSeconds ?? 0) > 0, `${id} has no TimeoutSeconds`);
+    assert.ok(timeout(state) > 0, `${id} has no TimeoutSeconds`);
     assert.ok((state.Retry?.length ?? 0) > 0, `${id} has no Retry`);
     assert.deepEqual(state.Catch?.at(-1)?.ErrorEquals, ['States.ALL'], `${id} does not catch everything`);
   }
@@ -103,7 +111,13 @@ test('a lost or interrupted machine is replaced', () => {
 test('a waiting training is given up when its machine is silent for 15 minutes', () => {
   const train = PIPELINE.States['TrainModel'];
   assert.equal(train?.HeartbeatSeconds, 900);
-  assert.ok((train?.HeartbeatSeconds ?? 0) < (train?.TimeoutSeconds ?? 0));
+  assert.ok((train?.HeartbeatSeconds ?? 0) < timeout(train as State));
+});
+
+test('a training may take as long as its plan says, whatever that is', () => {
+  assert.equal(PIPELINE.States['TrainModel']?.TimeoutSecondsPath, '$.plan.train_timeout');
+  assert.equal(PIPELINE.States['PlanTraining']?.ResultPath, '$.plan');
+  assert.ok('train_timeout.$' in (PIPELINE.States['PlanTraining']?.ResultSelector ?? {}));
 });
 
 test('a machine is ended before its money is settled', () => {
@@ -173,7 +187,7 @@ test('a step waits longer than its function may take', () => {
     if (!name) continue;
     const limit = FUNCTIONS.get(name)?.properties['Timeout'] as number;
     assert.ok(limit > 0, `${id} calls ${name}, which is no function`);
-    assert.ok((state.TimeoutSeconds ?? 0) > limit, `${id} waits ${state.TimeoutSeconds} s for a function of ${limit} s`);
+    assert.ok(timeout(state) > limit, `${id} waits ${timeout(state)} s for a function of ${limit} s`);
   }
 });
 

@@ -51,9 +51,31 @@ test('buckets, queues and topics refuse plain HTTP', () => {
 
 test('queues are encrypted, and what cannot be read ends in a dead-letter queue', () => {
   const queues = ofType('AWS::SQS::Queue');
-  assert.equal(queues.length, 2);
+  assert.equal(queues.length, 3);
   for (const { id, properties } of queues) assert.equal(properties['SqsManagedSseEnabled'], true, id);
   assert.equal(queues.filter((queue) => queue.properties['RedrivePolicy'] !== undefined).length, 1);
+});
+
+test('a schedule that cannot start its work tries again, and then ends in a dead-letter queue', () => {
+  const dead = ofType('AWS::SQS::Queue').find((q) => q.properties['QueueName'] === 'tunesmith-schedules-dead-letters');
+  for (const { id, properties } of ofType('AWS::Scheduler::Schedule')) {
+    const target = properties['Target'] as Record<string, Record<string, Json>>;
+    assert.equal(readable(target['DeadLetterConfig']?.['Arn'] ?? null), `<${dead?.id}.Arn>`, id);
+    assert.ok((target['RetryPolicy']?.['MaximumRetryAttempts'] as number) > 0, id);
+  }
+  // Those that ingest-document makes: the queue is in its environment, sending to it in the schedules' role.
+  const senders = ofType('AWS::IAM::Role').filter((role) => JSON.stringify(role.properties['Policies']).includes('sqs:SendMessage'));
+  assert.equal(senders.length, ofType('AWS::Scheduler::Schedule').length + 1);
+  for (const { id, properties } of senders) {
+    assert.match(JSON.stringify(properties['AssumeRolePolicyDocument']), /scheduler\.amazonaws\.com/, id);
+  }
+});
+
+test('whatever lies in a dead-letter queue is mailed', () => {
+  const dead = ofType('AWS::SQS::Queue').filter((q) => (q.properties['QueueName'] as string).endsWith('-dead-letters'));
+  const watched = ofType('AWS::CloudWatch::Alarm').map((alarm) => JSON.stringify(alarm.properties['Dimensions']));
+  assert.equal(dead.length, 2);
+  for (const { id } of dead) assert.ok(watched.some((dimensions) => dimensions.includes(id)), `nobody is told about ${id}`);
 });
 
 test('a failed document comes back no sooner than its function can have ended', () => {

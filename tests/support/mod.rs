@@ -21,7 +21,7 @@ use tokio::{runtime::Runtime, sync::Mutex};
 use tunesmith_contract::{
     ProjectId, ProjectSettings, RunId, Seconds, UnixTime, Usd,
     documents::SourceRecord,
-    ledger::ItemKey,
+    ledger::{ItemKey, RunRecord, RunStatus},
     plan::{Plan, Quote},
     tasks::PlannedTraining,
 };
@@ -342,6 +342,35 @@ impl Cloud {
     pub fn now(&self) -> UnixTime {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         UnixTime(i64::try_from(since.as_secs()).unwrap())
+    }
+
+    /// Stops an execution as a person in the console does.
+    pub async fn stop(&self, execution: &str) {
+        let input = json!({"executionArn": execution, "cause": "pipeline test"});
+        self.aws().json("AWSStepFunctions.StopExecution", &input).await.unwrap();
+    }
+
+    /// Does once what the schedules do every five minutes: sweep machines, reclaim money. A crashed start is tried again.
+    pub async fn look_after(&self) {
+        for (function, input) in
+            [("tunesmith-sweep-resources", json!({})), ("tunesmith-guard-budget", json!({"action": "reclaim"}))]
+        {
+            until(&format!("{function} answers"), async || {
+                let answer = self.aws().invoke(function, &input).await.ok()?;
+                answer.get("errorType").is_none().then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Looks after everything until the run stands there.
+    pub async fn look_after_until(&self, project: &ProjectId, run: &RunId, status: RunStatus) {
+        until(&format!("{run} is {status:?}"), async || {
+            self.look_after().await;
+            let record: Option<RunRecord> = self.item(&ItemKey::run(project, run)).await;
+            (record?.status == status).then_some(())
+        })
+        .await;
     }
 
     /// The month that is charged now.

@@ -64,7 +64,11 @@ async fn under_control(job: TrainJob, control: Control, stop: Stop) -> Result<En
         Err(error) => Err(Halt::from(error)),
     };
     // before the report: what follows in the pipeline settles the final meter
-    controller.close().await;
+    let stopped = match &outcome {
+        Err(Halt::Stopped { reason, .. }) => Some(reason),
+        _ => None,
+    };
+    controller.close(stopped).await;
     match outcome {
         Ok(report) => {
             controller.succeed(&report).await?;

@@ -115,8 +115,9 @@ impl Controller {
         lease.as_ref().is_none_or(|lease| lease.expires_at <= at.after(Seconds(time.as_secs())))
     }
 
-    /// Closes the lease with its final meter. Closing twice, or after somebody else did, changes nothing.
-    pub async fn close(&self) {
+    /// Closes the lease with its final meter; `stopped` is why the work ended before it was done. Closing twice, or after
+    /// somebody else did, changes nothing.
+    pub async fn close(&self, stopped: Option<&StopReason>) {
         let at = now();
         let metered = meter::metered(&self.control, at);
         let key = self.key();
@@ -127,13 +128,16 @@ impl Controller {
         };
         let Some(lease) = lease else { return };
         let closed = lease.closed_at(at);
-        let update = Expression::new("SET #status = :closed, ended_at = :ended, metered = :metered, #ttl = :ttl")
-            .name("#status", "status")
-            .name("#ttl", "ttl")
-            .value(":closed", LeaseStatus::Closed)
-            .value(":ended", closed.ended_at.unwrap_or(at))
-            .value(":metered", metered.max(closed.metered))
-            .value(":ttl", closed.ttl.unwrap_or(0));
+        let update = Expression::new(
+            "SET #status = :closed, interrupted = :interrupted, ended_at = :ended, metered = :metered, #ttl = :ttl",
+        )
+        .value(":interrupted", stopped.is_some_and(StopReason::is_interruption))
+        .name("#status", "status")
+        .name("#ttl", "ttl")
+        .value(":closed", LeaseStatus::Closed)
+        .value(":ended", closed.ended_at.unwrap_or(at))
+        .value(":metered", metered.max(closed.metered))
+        .value(":ttl", closed.ttl.unwrap_or(0));
         let condition = Expression::new("attribute_exists(pk) AND #status <> :closed");
         let closing = self.table.update::<Lease>(&key, update, Some(condition));
         match self.logged("closing the lease", closing).await {

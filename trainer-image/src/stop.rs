@@ -76,6 +76,12 @@ impl fmt::Display for StopReason {
 }
 
 impl StopReason {
+    /// Whether the machine was taken away before its work was done: that counts on the way to on-demand machines.
+    #[must_use]
+    pub const fn is_interruption(&self) -> bool {
+        matches!(self, Self::SpotNotice { .. } | Self::Signal(_))
+    }
+
     /// What the waiting state machine is told; `None` when nobody waits.
     #[must_use]
     pub fn failure(&self, saved: &str) -> Option<Failure> {

@@ -58,7 +58,7 @@ fn success_is_reported_after_the_lease_is_closed_with_its_final_meter() {
     let told = cloud.told();
     assert_eq!(told.first().map(String::as_str), Some("heartbeat"), "before anything is fetched");
     let [.., closed, success] = told.as_slice() else { panic!("{told:?}") };
-    assert_eq!(closed, "lease closed");
+    assert_eq!((closed.as_str(), cloud.lease("interrupted").as_str()), ("lease closed", "false"));
     let report: TrainReport = serde_json::from_str(success.strip_prefix("success ").unwrap()).unwrap();
     assert_eq!(report.steps, 18);
     assert!(metered(&cloud) >= 100_000, "counted from the launch: {}", metered(&cloud));
@@ -78,7 +78,7 @@ fn a_spot_notice_ends_the_attempt_checkpointed_reported_and_with_status_0() {
     assert_eq!(running.end().code(), Some(0), "{}", running.seen);
     let told = cloud.told();
     let [.., closed, failure] = told.as_slice() else { panic!("{told:?}") };
-    assert_eq!(closed, "lease closed");
+    assert_eq!((closed.as_str(), cloud.lease("interrupted").as_str()), ("lease closed", "true"));
     assert!(
         failure.starts_with("failure SpotInterrupted AWS will terminate this spot machine at 2026-11-20T08:22:00Z")
     );

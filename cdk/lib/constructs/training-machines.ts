@@ -15,6 +15,12 @@ import { Network } from './network.ts';
  */
 export const MACHINE_IMAGE = '/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id';
 
+/** What a trainer writes into the folder of its run. Plan, job, decision page and deployment are other people's. */
+const RUN_FILES = ['adapter/*', 'checkpoints/*', 'evaluation.json', 'metrics.jsonl', 'reference-logits.json'];
+
+/** What it reads there: its job, and what an attempt before it left. */
+const READ_RUN_FILES = ['adapter/*', 'attempts/*', 'checkpoints/*', 'metrics.jsonl'];
+
 /** The machine image fills 75 GB; the rest is room for the trainer's image, a 7B base model and its checkpoints. */
 const DISK_GB = 125;
 
@@ -23,6 +29,10 @@ export interface TrainingMachinesProps {
   readonly workspaceArn: string;
   readonly tableArn: string;
   readonly repositoryArn: string;
+}
+
+function inRuns(file: string): string {
+  return `projects/*/runs/*/${file}`;
 }
 
 /** How a training machine starts: the launch template and the role of the machine. Launches nothing by itself. */
@@ -44,8 +54,8 @@ export class TrainingMachines extends Construct {
         task: new iam.PolicyDocument({
           statements: [
             ...bucketAccess(props.workspaceArn, {
-              read: ['models/*', 'projects/*/datasets/*', 'projects/*/runs/*'],
-              write: ['projects/*/runs/*'],
+              read: ['models/*', 'projects/*/datasets/*', ...READ_RUN_FILES.map(inRuns)],
+              write: RUN_FILES.map(inRuns),
               remove: ['projects/*/runs/*/checkpoints/*'],
               list: true,
             }),

@@ -7,6 +7,7 @@ import * as sqs from 'aws-cdk-lib/aws-sqs';
 import { Construct } from 'constructs';
 
 import { PREFIX } from '../names.ts';
+import { DeadLetters } from './dead-letters.ts';
 
 /** How often a message is tried before it goes to the dead-letter queue. */
 const TRIES = 5;
@@ -27,12 +28,7 @@ export class UploadEvents extends Construct {
   constructor(scope: Construct, id: string, props: UploadEventsProps) {
     super(scope, id);
     const timeout = props.reader.timeout ?? Duration.seconds(3);
-    this.deadLetters = new sqs.Queue(this, 'DeadLetters', {
-      queueName: `${PREFIX}-documents-dead-letters`,
-      retentionPeriod: Duration.days(14),
-      encryption: sqs.QueueEncryption.SQS_MANAGED,
-      enforceSSL: true,
-    });
+    this.deadLetters = new DeadLetters(this, 'DeadLetters', 'documents');
     this.queue = new sqs.Queue(this, 'Queue', {
       queueName: `${PREFIX}-documents`,
       // The least that Lambda accepts: a failed document is tried again after it, and a duplicate does no harm.

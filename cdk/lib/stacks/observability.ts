@@ -18,7 +18,7 @@ export interface ObservabilityStackProps extends StackProps {
   readonly serving: ServingStack;
 }
 
-/** One dashboard, seven alarms and one AWS budget: inside the free tier (three dashboards, ten alarms, two budgets). */
+/** One dashboard, nine alarms and one AWS budget: inside the free tier (three dashboards, ten alarms, two budgets). */
 export class ObservabilityStack extends Stack {
   constructor(scope: Construct, id: string, props: ObservabilityStackProps) {
     super(scope, id, props);
@@ -34,6 +34,14 @@ export class ObservabilityStack extends Stack {
       dimensions: { QueueName: pipeline.deadLetters.queueName },
       statistic: 'Maximum',
     });
+    alarm('schedules-given-up', {
+      description:
+        'A schedule could not start its work: watching, sweeping, reclaiming, or training after a quiet period. The message in the queue tunesmith-schedules-dead-letters says which and why. For training, upload an empty file named _TRAIN; then purge the queue.',
+      namespace: 'AWS/SQS',
+      metricName: 'ApproximateNumberOfMessagesVisible',
+      dimensions: { QueueName: pipeline.scheduleDeadLetters.queueName },
+      statistic: 'Maximum',
+    });
     alarm('pipeline-failed', {
       description: 'A training pipeline failed. The mail of the run says why; the execution in the Step Functions console shows where.',
       namespace: 'AWS/States',
@@ -45,6 +53,8 @@ export class ObservabilityStack extends Stack {
       ['ingest-document', 'Uploads are not read.', 1],
       ['watch-costs', 'Costs are not watched: machines still stop at their own caps, but nobody mails or stops the rest.', 2],
       ['sweep-resources', 'Lost machines are not ended: look for instances tagged tunesmith:attempt in the EC2 console.', 2],
+      // A refused budget is an error of this function too, and is mailed by its pipeline; not three times in a row.
+      ['guard-budget', 'Money of pipelines that were stopped is not given back, or none can be reserved.', 3],
       ['answer-approval', 'Approvals cannot be answered by the link: start approve-deployment in the Step Functions console.', 1],
       ['gateway', 'The API fails.', 1],
     ];

@@ -37,6 +37,7 @@ export interface PipelineResources {
   readonly trainerImage: string;
   readonly capMicros: string;
   readonly trainingPipelineArn: string;
+  readonly scheduleDeadLettersArn: string;
 }
 
 /** The functions around `ingest-document`, which starts pipelines. */
@@ -51,21 +52,19 @@ export function ingestSpecs(r: PipelineResources): Record<'ingest-document', Fun
         TRAINING_PIPELINE_ARN: r.trainingPipelineArn,
         SCHEDULER_ROLE_ARN: r.schedulerRoleArn,
         SCHEDULE_GROUP: QUIET_GROUP,
+        SCHEDULE_DEAD_LETTERS_ARN: r.scheduleDeadLettersArn,
       },
       allow: [
-        ...bucketAccess(data.documents.bucketArn, { read: ['*'], versions: ['*'], list: true }),
+        ...bucketAccess(data.documents.bucketArn, { read: ['*'], list: true }),
         ...bucketAccess(data.workspace.bucketArn, {
           read: ['projects/*/documents/*', 'projects/*/quarantine/*'],
           write: ['projects/*/documents/*', 'projects/*/quarantine/*'],
           list: true,
         }),
-        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem']),
         allow(['sns:Publish'], [data.notifications.topicArn]),
         allow(['states:StartExecution'], [r.trainingPipelineArn]),
-        allow(
-          ['scheduler:CreateSchedule', 'scheduler:DeleteSchedule', 'scheduler:UpdateSchedule'],
-          [arn('scheduler', `schedule/${QUIET_GROUP}/quiet-*`)],
-        ),
+        allow(['scheduler:CreateSchedule', 'scheduler:UpdateSchedule'], [arn('scheduler', `schedule/${QUIET_GROUP}/quiet-*`)]),
         passRole(r.schedulerRoleArn, 'scheduler.amazonaws.com'),
       ],
     },
@@ -88,7 +87,7 @@ export function trainingSpecs(r: PipelineResources) {
           write: ['projects/*/datasets/*'],
           list: true,
         }),
-        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'Query']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['Query']),
       ],
     },
     'index-documents': {
@@ -130,7 +129,8 @@ export function trainingSpecs(r: PipelineResources) {
         ...bucketAccess(workspace, { read: ['projects/*/runs/*/plan.json'], list: true }),
         tableAccess(data.table.tableArn, ['BUDGET#*', 'LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
         // Whether the pipeline that holds a reservation is still there.
-        allow(['states:DescribeExecution'], [arn('states', `execution:${PREFIX}-training-pipeline:*`)]),
+        describePipelines(),
+        allow(['sns:Publish'], [data.notifications.topicArn]),
       ],
     },
     'launch-training': {
@@ -144,12 +144,12 @@ export function trainingSpecs(r: PipelineResources) {
       },
       allow: [
         ...bucketAccess(workspace, {
-          read: ['models/*', 'projects/*/datasets/*', 'projects/*/runs/*'],
+          read: ['models/*', 'projects/*/runs/*/plan.json'],
           write: ['projects/*/runs/*/attempts/*'],
           list: true,
         }),
         tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
-        allowWithoutResource('ec2:DescribeInstances', 'ec2:DescribeSubnets'),
+        allowWithoutResource('ec2:DescribeSubnets'),
         ...launchMachines(r),
         // Machines of the run's earlier attempts: two at once would spend twice.
         terminateMachines(),
@@ -195,7 +195,7 @@ export function publishingSpecs(r: PipelineResources) {
       timeout: Duration.minutes(1),
       allow: [
         ...bucketAccess(workspace, { read: ['projects/*/runs/*'], write: ['projects/*/runs/*/report.html'], list: true }),
-        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem']),
         allow(['sns:Publish'], [data.notifications.topicArn]),
       ],
     },
@@ -225,7 +225,7 @@ export function publishingSpecs(r: PipelineResources) {
         tableAccess(
           data.table.tableArn,
           ['ENDPOINT', 'PROJECT#*'],
-          ['DeleteItem', 'GetItem', 'PutItem', 'Query', 'UpdateItem'],
+          ['DeleteItem', 'GetItem', 'PutItem', 'UpdateItem'],
         ),
         ...manageEndpoints(),
         passRole(r.endpointRoleArn, 'sagemaker.amazonaws.com'),
@@ -248,15 +248,17 @@ export function publishingSpecs(r: PipelineResources) {
 function manageEndpoints(): iam.PolicyStatement[] {
   const [model, config] = [arn('sagemaker', `model/${PREFIX}-*`), arn('sagemaker', `endpoint-config/${PREFIX}-*`)];
   return [
-    allow(['sagemaker:CreateModel', 'sagemaker:DeleteModel', 'sagemaker:DescribeModel'], [model]),
-    allow(
-      ['sagemaker:CreateEndpointConfig', 'sagemaker:DeleteEndpointConfig', 'sagemaker:DescribeEndpointConfig'],
-      [config],
-    ),
+    allow(['sagemaker:CreateModel'], [model]),
+    allow(['sagemaker:CreateEndpointConfig'], [config]),
     allow(['sagemaker:CreateEndpoint', 'sagemaker:UpdateEndpoint'], [endpointArn(), config]),
     allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
     allow(['sagemaker:AddTags'], [model, config, endpointArn()]),
   ];
+}
+
+/** Where executions of the training pipeline stand. */
+function describePipelines(): iam.PolicyStatement {
+  return allow(['states:DescribeExecution'], [arn('states', `execution:${PREFIX}-training-pipeline:*`)]);
 }
 
 /** The functions that watch over money and machines. */
@@ -274,19 +276,20 @@ export function watchingSpecs(r: PipelineResources) {
         tableAccess(
           data.table.tableArn,
           ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'],
-          ['DeleteItem', 'GetItem', 'PutItem', 'Query', 'UpdateItem'],
+          ['DeleteItem', 'Query', 'UpdateItem'],
         ),
         allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
         allow(['sns:Publish'], [data.alarms.topicArn]),
       ],
     },
     'sweep-resources': {
-      description: 'Ends machines without a valid lease and tells the pipelines that waited for them',
+      description: 'Ends machines that have no valid lease or whose pipeline has ended; tells pipelines that waited for them',
       memoryMb: 256,
       timeout: Duration.minutes(2),
       allow: [
-        tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['PutItem', 'Query', 'UpdateItem']),
         allowWithoutResource('ec2:DescribeInstances', 'states:SendTaskFailure'),
+        describePipelines(),
         terminateMachines(),
       ],
     },

@@ -5,6 +5,7 @@ import * as scheduler from 'aws-cdk-lib/aws-scheduler';
 import * as sqs from 'aws-cdk-lib/aws-sqs';
 import { Construct } from 'constructs';
 
+import { DeadLetters } from '../constructs/dead-letters.ts';
 import { Every } from '../constructs/every.ts';
 import { Network } from '../constructs/network.ts';
 import { RustFunction } from '../constructs/rust-function.ts';
@@ -13,7 +14,7 @@ import { TrainingMachines } from '../constructs/training-machines.ts';
 import { UploadEvents } from '../constructs/upload-events.ts';
 import { arn, PREFIX, QUIET_GROUP } from '../names.ts';
 import { artifacts, monthlyCapUsd, reservations, trainerImage } from '../parameters.ts';
-import { allow, bucketAccess, pullImage, trustedService } from '../permissions.ts';
+import { allow, bucketAccess, pullImage, sendTo, trustedService } from '../permissions.ts';
 import { sharedEnvironment } from '../shared-environment.ts';
 import type { DataStack } from './data.ts';
 import { FunctionSpec, ingestSpecs, PipelineResources, publishingSpecs, trainingSpecs, watchingSpecs } from './pipeline-functions.ts';
@@ -28,7 +29,10 @@ export class PipelineStack extends Stack {
   readonly trainingPipeline: StateMachineFile;
   readonly approveDeployment: StateMachineFile;
   readonly queue: sqs.Queue;
+  /** Of uploads that could not be read. */
   readonly deadLetters: sqs.Queue;
+  /** Of schedules that could not do their work. */
+  readonly scheduleDeadLetters: sqs.Queue;
 
   constructor(scope: Construct, id: string, props: PipelineStackProps) {
     super(scope, id, props);
@@ -47,6 +51,7 @@ export class PipelineStack extends Stack {
     });
     // The state machine's name is fixed, so that functions which it invokes can name it without a circle.
     const trainingPipelineArn = arn('states', `stateMachine:${PREFIX}-training-pipeline`);
+    this.scheduleDeadLetters = new DeadLetters(this, 'ScheduleDeadLetters', 'schedules');
     const schedulerRole = this.quietScheduleRole(trainingPipelineArn);
     const resources: PipelineResources = {
       data,
@@ -59,6 +64,7 @@ export class PipelineStack extends Stack {
       trainerImage: image,
       capMicros,
       trainingPipelineArn,
+      scheduleDeadLettersArn: this.scheduleDeadLetters.queueArn,
     };
 
     const environment = sharedEnvironment(data);
@@ -125,10 +131,17 @@ export class PipelineStack extends Stack {
 
     new scheduler.CfnScheduleGroup(this, 'QuietGroup', { name: QUIET_GROUP });
     const watchers = new scheduler.CfnScheduleGroup(this, 'WatchGroup', { name: `${PREFIX}-watch` });
-    for (const [id, invokes] of [['watch-costs', watchCosts], ['sweep-resources', sweep]] as const) {
-      const every = new Every(this, `${camel(id)}Every`, { minutes: 5, scheduleName: id, group: `${PREFIX}-watch`, invokes });
+    const everyFiveMinutes = (scheduleName: string, invokes: lambda.Function | undefined, input: Record<string, string>) => {
+      if (!invokes) throw new Error(`no function for the schedule ${scheduleName}`);
+      const group = `${PREFIX}-watch`;
+      const every = new Every(this, `${camel(scheduleName)}Every`, {
+        minutes: 5, scheduleName, group, invokes, input, deadLetters: this.scheduleDeadLetters,
+      });
       every.node.addDependency(watchers);
-    }
+    };
+    everyFiveMinutes('watch-costs', watchCosts, {});
+    everyFiveMinutes('sweep-resources', sweep, {});
+    everyFiveMinutes('reclaim-budgets', steps['guard-budget'], { action: 'reclaim' });
 
     const output = (name: string, value: string, description: string) =>
       new CfnOutput(this, `Output${name}`, { value, description }).overrideLogicalId(name);
@@ -144,7 +157,9 @@ export class PipelineStack extends Stack {
       assumedBy: trustedService('scheduler.amazonaws.com'),
       description: 'Lets the quiet-period schedules start the training pipeline',
       inlinePolicies: {
-        task: new iam.PolicyDocument({ statements: [allow(['states:StartExecution'], [trainingPipelineArn])] }),
+        task: new iam.PolicyDocument({
+          statements: [allow(['states:StartExecution'], [trainingPipelineArn]), sendTo(this.scheduleDeadLetters)],
+        }),
       },
     });
   }
@@ -158,7 +173,10 @@ export class PipelineStack extends Stack {
       inlinePolicies: {
         task: new iam.PolicyDocument({
           statements: [
-            ...bucketAccess(data.workspace.bucketArn, { read: ['models/*', 'projects/*/runs/*'], list: true }),
+            ...bucketAccess(data.workspace.bucketArn, {
+              read: ['models/*', 'projects/*/runs/*/adapter/*', 'projects/*/runs/*/serve.json'],
+              list: true,
+            }),
             ...pullImage(data.trainerRepository.repositoryArn),
             allow(['logs:CreateLogGroup', 'logs:CreateLogStream', 'logs:DescribeLogStreams', 'logs:PutLogEvents'], [
               logGroups,

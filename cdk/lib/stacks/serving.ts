@@ -35,7 +35,7 @@ export class ServingStack extends Stack {
           list: true,
         }),
         tableAccess(data.table.tableArn, ['KEY#*', 'PROJECT#*'], ['GetItem']),
-        tableAccess(data.table.tableArn, ['USAGE#*'], ['GetItem', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['USAGE#*'], ['UpdateItem']),
         allow(['sagemaker:InvokeEndpoint', 'sagemaker:InvokeEndpointWithResponseStream'], [endpointArn()]),
       ],
     });

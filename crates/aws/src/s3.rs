@@ -91,17 +91,7 @@ impl S3 {
 
     /// The object, when it has at most `limit` bytes. The size is looked at before the body is read.
     pub async fn get(&self, uri: &S3Uri, limit: u64) -> Result<Fetched, AwsError> {
-        let Some(found) = self.open(uri, None).await? else { return Ok(Fetched::Missing) };
-        let bytes = size(found.content_length());
-        if bytes > limit {
-            return Ok(Fetched::TooLarge { bytes });
-        }
-        Ok(Fetched::Bytes(collect(found.body).await?))
-    }
-
-    /// One version of an object (the `version-id` of an event), when it has at most `limit` bytes.
-    pub async fn get_version(&self, uri: &S3Uri, version: &str, limit: u64) -> Result<Fetched, AwsError> {
-        let Some(found) = self.open(uri, Some(version)).await? else { return Ok(Fetched::Missing) };
+        let Some(found) = self.open(uri).await? else { return Ok(Fetched::Missing) };
         let bytes = size(found.content_length());
         if bytes > limit {
             return Ok(Fetched::TooLarge { bytes });
@@ -225,7 +215,7 @@ impl S3 {
         let local = |error: std::io::Error| {
             AwsError::malformed("s3", "GetObject", format_args!("{uri} to {}: {error}", to.display()))
         };
-        let Some(found) = self.open(uri, None).await? else { return Ok(None) };
+        let Some(found) = self.open(uri).await? else { return Ok(None) };
         if let Some(folder) = to.parent() {
             tokio::fs::create_dir_all(folder).await.map_err(local)?;
         }
@@ -262,10 +252,8 @@ impl S3 {
         Ok(())
     }
 
-    async fn open(&self, uri: &S3Uri, version: Option<&str>) -> Result<Option<GetObjectOutput>, AwsError> {
-        let request =
-            self.client.get_object().bucket(&uri.bucket).key(&uri.key).set_version_id(version.map(Into::into));
-        match request.send().await {
+    async fn open(&self, uri: &S3Uri) -> Result<Option<GetObjectOutput>, AwsError> {
+        match self.client.get_object().bucket(&uri.bucket).key(&uri.key).send().await {
             Ok(found) => Ok(Some(found)),
             Err(error) => missing_is_none(aws!("s3", "GetObject")(error)),
         }

@@ -218,33 +218,10 @@ impl SageMaker {
         }
     }
 
-    /// Names of all endpoints that contain this text.
-    pub async fn list_endpoints(&self, name_contains: &str) -> Result<Vec<String>, AwsError> {
-        let mut pages = self.client.list_endpoints().name_contains(name_contains).into_paginator().send();
-        let mut found = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(aws!("sagemaker", "ListEndpoints"))?;
-            found.extend(page.endpoints().iter().filter_map(|one| one.endpoint_name().map(str::to_owned)));
-        }
-        Ok(found)
-    }
-
     /// Deletes an endpoint.
     pub async fn delete_endpoint(&self, name: &str) -> Result<(), AwsError> {
         let sent = self.client.delete_endpoint().endpoint_name(name).send().await;
         deleted(sent.map(drop).map_err(aws!("sagemaker", "DeleteEndpoint")))
-    }
-
-    /// Deletes an endpoint configuration.
-    pub async fn delete_endpoint_config(&self, name: &str) -> Result<(), AwsError> {
-        let sent = self.client.delete_endpoint_config().endpoint_config_name(name).send().await;
-        deleted(sent.map(drop).map_err(aws!("sagemaker", "DeleteEndpointConfig")))
-    }
-
-    /// Deletes a model.
-    pub async fn delete_model(&self, name: &str) -> Result<(), AwsError> {
-        let sent = self.client.delete_model().model_name(name).send().await;
-        deleted(sent.map(drop).map_err(aws!("sagemaker", "DeleteModel")))
     }
 }
 

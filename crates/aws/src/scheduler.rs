@@ -3,11 +3,15 @@
 use aws_sdk_scheduler::{
     Client,
     primitives::{DateTime, DateTimeFormat},
-    types::{ActionAfterCompletion, FlexibleTimeWindow, FlexibleTimeWindowMode, Target},
+    types::{ActionAfterCompletion, DeadLetterConfig, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy, Target},
 };
 use tunesmith_contract::UnixTime;
 
 use crate::{AwsError, Config, error::aws};
+
+/// Seconds that Scheduler tries before it gives up and people are told. Its own default of a day would start work that
+/// nobody waits for any more.
+const TRY_FOR: i32 = 3600;
 
 /// Client for EventBridge Scheduler. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub struct OneTime {
     pub role_arn: String,
     /// The target's input, JSON.
     pub input: String,
+    /// The queue that gets the input when the target could not be started within an hour.
+    pub dead_letters_arn: String,
 }
 
 impl Scheduler {
@@ -51,17 +57,6 @@ impl Scheduler {
             // two uploads at once: the other one created it meanwhile
             Err(error) if error.code == "ConflictException" => self.update(schedule).await,
             other => other,
-        }
-    }
-
-    /// Deletes the schedule; one that is not there (it fired and deleted itself) is as good as deleted.
-    pub async fn delete(&self, group: &str, name: &str) -> Result<(), AwsError> {
-        match self.client.delete_schedule().group_name(group).name(name).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let error = aws!("scheduler", "DeleteSchedule")(error);
-                if error.code == "ResourceNotFoundException" { Ok(()) } else { Err(error) }
-            }
         }
     }
 
@@ -116,6 +111,8 @@ fn target(operation: &'static str, schedule: &OneTime) -> Result<Target, AwsErro
         .arn(&schedule.target_arn)
         .role_arn(&schedule.role_arn)
         .input(&schedule.input)
+        .dead_letter_config(DeadLetterConfig::builder().arn(&schedule.dead_letters_arn).build())
+        .retry_policy(RetryPolicy::builder().maximum_event_age_in_seconds(TRY_FOR).build())
         .build()
         .map_err(|error| AwsError::malformed("scheduler", operation, error))
 }
@@ -123,6 +120,22 @@ fn target(operation: &'static str, schedule: &OneTime) -> Result<Target, AwsErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_could_not_be_started_within_an_hour_lies_in_a_queue() {
+        let schedule = OneTime {
+            name: "quiet-handbook".into(),
+            group: "g".into(),
+            at: UnixTime(0),
+            target_arn: "arn:pipeline".into(),
+            role_arn: "arn:role".into(),
+            input: "{}".into(),
+            dead_letters_arn: "arn:queue".into(),
+        };
+        let target = target("x", &schedule).unwrap();
+        assert_eq!(target.dead_letter_config().and_then(DeadLetterConfig::arn), Some("arn:queue"));
+        assert_eq!(target.retry_policy().and_then(RetryPolicy::maximum_event_age_in_seconds), Some(TRY_FOR));
+    }
 
     #[test]
     fn instants_are_written_as_the_scheduler_reads_them() {

@@ -152,8 +152,8 @@ pub fn plan_reserve(input: &ReserveInput<'_>) -> Result<ReservePlan, LedgerError
         ("the account", input.month),
         "wait for other runs to end, raise the stack's parameter MonthlyCapUsd, or wait for the next month",
     )?;
-    let (settled, metered, attempts, interruptions) =
-        input.record.map_or_else(Default::default, |r| (r.settled, r.metered, r.attempts, r.interruptions));
+    let (settled, metered, attempts) =
+        input.record.map_or_else(Default::default, |r| (r.settled, r.metered, r.attempts));
     let record = RunRecord {
         run: input.run.clone(),
         project: input.project.clone(),
@@ -167,7 +167,7 @@ pub fn plan_reserve(input: &ReserveInput<'_>) -> Result<ReservePlan, LedgerError
         settled,
         returned: Usd::ZERO,
         attempts,
-        interruptions,
+        interruptions: 0, // counted anew for each execution
     };
     Ok(ReservePlan::Reserve { project, account, record: Box::new(record) })
 }

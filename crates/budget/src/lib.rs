@@ -1,6 +1,7 @@
 //! Prices, quotes, ledger arithmetic, forecasts. Pure: no clock, no network; what is not known here (spot prices, quotas,
 //! table items, the time) is passed in, and decisions come back as values that somebody else carries out.
 
+mod endpoint;
 mod forecast;
 mod ledger;
 mod prices;
@@ -8,6 +9,7 @@ mod quote;
 mod shape;
 mod workload;
 
+pub use endpoint::{EndpointPrice, UnknownPrice};
 pub use forecast::{ALARM_PERCENTS, forecast, reached_percents};
 pub use ledger::{
     BudgetChange, LedgerError, Owner, ReserveInput, ReservePlan, SettleInput, SettlePlan, open_reservation,

@@ -108,6 +108,12 @@ impl PriceTable {
         Some(Usd::from_micros(found.micros_per_hour))
     }
 
+    /// SageMaker instance types whose price is known.
+    #[must_use]
+    pub fn serving_types(&self) -> Vec<String> {
+        self.serving.iter().map(|price| price.instance_type.clone()).collect()
+    }
+
     /// Price of one hour of answering on a serverless endpoint of this memory; idle time is free.
     #[must_use]
     pub fn serverless_hour(&self, memory_mb: u32) -> Usd {

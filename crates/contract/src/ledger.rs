@@ -137,7 +137,7 @@ pub enum RunStatus {
     GateRefused,
     /// A person, or seven days of silence, refused it.
     Rejected,
-    /// It failed; the same run may be started again and resumes.
+    /// It failed, or its pipeline was stopped; the same run may be started again and resumes.
     Failed,
 }
 
@@ -166,7 +166,7 @@ pub struct RunRecord {
     pub returned: Usd,
     /// Attempts launched.
     pub attempts: u32,
-    /// How many of them ended in a spot interruption or were lost.
+    /// How many attempts of the execution that owns the run ended in a spot interruption or were lost.
     pub interruptions: u32,
 }
 
@@ -191,6 +191,9 @@ pub struct Lease {
     pub project: ProjectId,
     /// The run.
     pub run: RunId,
+    /// Execution ARN of the pipeline that launched the machine: when that has ended, nobody needs the machine.
+    #[serde(default)]
+    pub execution: String,
     /// The machine, once AWS has named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
@@ -208,6 +211,9 @@ pub struct Lease {
     pub expires_at: UnixTime,
     /// Whether it may run.
     pub status: LeaseStatus,
+    /// Whether the machine was taken away, or lost, before its work was done.
+    #[serde(default)]
+    pub interrupted: bool,
     /// What it has cost so far.
     pub metered: Usd,
     /// When it stopped.
@@ -302,6 +308,7 @@ mod tests {
             attempt: "a".into(),
             project: "handbook".parse().unwrap(),
             run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
             instance_id: Some("i-1".into()),
             instance_type: "c7i.large".into(),
             market: Market::Spot,
@@ -310,6 +317,7 @@ mod tests {
             launched_at: UnixTime(1000),
             expires_at: UnixTime(2000),
             status: LeaseStatus::Active,
+            interrupted: false,
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),

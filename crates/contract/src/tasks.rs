@@ -1,6 +1,7 @@
 //! Inputs and outputs of the state machines' tasks: what stands between `infra/state-machines/*.asl.json` and the functions.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Value;
 
 use crate::{
     approval::Verdict,
@@ -8,6 +9,7 @@ use crate::{
     ids::{DatasetId, IndexId, ProjectId, RunId},
     money::Usd,
     plan::Quote,
+    time::Seconds,
 };
 
 /// Input of `training-pipeline`.
@@ -79,6 +81,8 @@ pub struct PlannedTraining {
     pub quote: Quote,
     /// First choice of machine.
     pub instance_type: String,
+    /// How long `TrainModel` waits for one attempt: the plan's longest time, and what a machine needs beyond it to save and end.
+    pub train_timeout: Seconds,
 }
 
 /// Input of `guard-budget`.
@@ -93,6 +97,44 @@ pub struct GuardBudgetInput {
     pub run: RunId,
     /// Execution ARN of the pipeline.
     pub execution: String,
+}
+
+/// Event of `guard-budget`: a pipeline asks about its run, a schedule about the runs of pipelines that are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum GuardBudgetEvent {
+    /// About one run.
+    Run(GuardBudgetInput),
+    /// `{"action": "reclaim"}`: settle every run whose pipeline has ended without doing so.
+    Reclaim(ReclaimInput),
+}
+
+/// Input of `guard-budget` from its schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReclaimInput {
+    /// The word.
+    pub action: ReclaimAction,
+}
+
+/// The one thing that the schedule asks of `guard-budget`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReclaimAction {
+    /// Settle what pipelines that have ended left behind.
+    Reclaim,
+}
+
+// By the word, not by trying one shape after the other: a wrong input is told what is wrong with it.
+impl<'de> Deserialize<'de> for GuardBudgetEvent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        if value["action"] == "reclaim" {
+            ReclaimInput::deserialize(value).map(Self::Reclaim).map_err(D::Error::custom)
+        } else {
+            GuardBudgetInput::deserialize(value).map(Self::Run).map_err(D::Error::custom)
+        }
+    }
 }
 
 /// What `guard-budget` can do. Each is idempotent.
@@ -124,6 +166,15 @@ pub struct GuardedBudget {
     pub returned: Usd,
     /// What is left of the project's month.
     pub left: Usd,
+}
+
+/// Output of `guard-budget` for its schedule.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReclaimedBudgets {
+    /// Runs that were settled, because their pipelines had ended without doing so.
+    pub settled: Vec<RunId>,
+    /// Runs that will be, once their machines have ended.
+    pub waiting: Vec<RunId>,
 }
 
 /// What `guard-budget` did.
@@ -248,6 +299,8 @@ pub struct SweepResourcesInput {
 pub struct SweptResources {
     /// Machines ended.
     pub terminated: Vec<String>,
+    /// Leases revoked, because their pipelines have ended.
+    pub revoked_leases: Vec<String>,
     /// Leases closed.
     pub closed_leases: Vec<String>,
 }

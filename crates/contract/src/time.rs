@@ -19,6 +19,12 @@ impl UnixTime {
         Self(self.0.saturating_add(i64::try_from(duration.0).unwrap_or(i64::MAX)))
     }
 
+    /// The instant `duration` earlier.
+    #[must_use]
+    pub fn before(self, duration: Seconds) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.0).unwrap_or(i64::MAX)))
+    }
+
     /// Seconds from `earlier` to `self`; zero when `earlier` is not earlier.
     #[must_use]
     pub fn since(self, earlier: Self) -> Seconds {

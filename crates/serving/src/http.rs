@@ -12,7 +12,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -24,7 +24,7 @@ use crate::{
     engine::{Engine, EngineError, Piece, Pieces, Prompt},
     openai::{
         ApiError, ChatRequest, CompletionRequest, FinishReason, Heading, Invocation, InvocationKind, LogitsAnswer,
-        ModelList, Options, Usage, Weights,
+        ModelCard, ModelList, Options, Usage, Weights,
     },
 };
 
@@ -37,6 +37,7 @@ pub fn router(engine: Engine) -> Router {
         .route("/ping", get(ping))
         .route("/invocations", post(invocations))
         .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .fallback(unknown_path)
@@ -69,6 +70,13 @@ async fn unknown_path(method: Method, uri: Uri) -> Response {
 async fn models(State(engine): State<Engine>) -> Response {
     let base = base_name(&engine);
     json(&ModelList::new([engine.name(), base.as_str()], now()))
+}
+
+async fn model(State(engine): State<Engine>, Path(id): Path<String>) -> Response {
+    match weights(&engine, Some(&id)) {
+        Ok(_) => json(&ModelCard::new(&id, now())),
+        Err(error) => refused(&error),
+    }
 }
 
 async fn invocations(State(engine): State<Engine>, body: Result<Bytes, BytesRejection>) -> Response {

@@ -117,6 +117,16 @@ async fn invocations_are_the_same_api() {
 }
 
 #[tokio::test]
+async fn one_model_is_described_as_in_the_list() {
+    let server = Server::new();
+    for (path, id) in [("tiny", "tiny"), ("tiny:base", "tiny:base"), ("tiny%3Abase", "tiny:base")] {
+        let (status, card) = server.json("GET", &format!("/v1/models/{path}"), &json!({})).await;
+        assert_eq!((status, &card["id"], &card["object"]), (200, &json!(id), &json!("model")), "{path}: {card}");
+        assert!(card["created"].is_i64() && card["owned_by"].is_string(), "{card}");
+    }
+}
+
+#[tokio::test]
 async fn errors_have_openais_shape() {
     let server = Server::new();
     let with = |key: &str, value: Value| {
@@ -138,6 +148,7 @@ async fn errors_have_openais_shape() {
             json!("context_length_exceeded"),
         ),
         ("POST", "/v1/embeddings", json!({}), 404, Value::Null, json!("unknown_url")),
+        ("GET", "/v1/models/gpt-4o", json!({}), 404, json!("model"), json!("model_not_found")),
         ("DELETE", "/v1/models", json!({}), 404, Value::Null, json!("unknown_url")),
         (
             "POST",

@@ -14,7 +14,7 @@ use tunesmith_aws::{
     sagemaker::{EndpointStatus, Hosting, NewEndpointConfig, NewModel, Rollout, SageMaker},
     sns::Topic,
 };
-use tunesmith_budget::PriceTable;
+use tunesmith_budget::{EndpointPrice, PriceTable};
 use tunesmith_contract::{
     ErrorName, S3Uri, UnixTime, Usd,
     deployment::Deployment,
@@ -224,23 +224,10 @@ fn rollout(serving: &ServingSettings) -> Rollout {
 /// # Errors
 /// [`ErrorName::SettingsInvalid`] when the price of the instance type is not known: what cannot be metered is not started.
 fn meter(plan: &Plan, deployment: &Deployment, now: UnixTime) -> Result<EndpointMeter, Failure> {
-    let serving = &plan.settings.serving;
-    let (price_per_hour, instances) = match serving.mode {
-        ServingMode::Serverless => (Usd::ZERO, 0),
-        ServingMode::Instance => {
-            let prices =
-                PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, error.to_string()))?;
-            let price = prices.serving_instance(&serving.instance_type).ok_or_else(|| {
-                Failure::new(
-                    ErrorName::SettingsInvalid,
-                    format!(
-                        "project.toml, serving.instance_type = {:?}: its price is not in crates/budget; choose another type",
-                        serving.instance_type
-                    ),
-                )
-            })?;
-            (price, 1)
-        }
+    let table = PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, error.to_string()))?;
+    let (price_per_hour, instances) = match EndpointPrice::of(&plan.settings.serving, &table)? {
+        EndpointPrice::Serverless { .. } => (Usd::ZERO, 0),
+        EndpointPrice::Instances { count, hour, .. } => (hour, count),
     };
     Ok(EndpointMeter {
         name: deployment.endpoint.clone(),

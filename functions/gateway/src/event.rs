@@ -3,16 +3,19 @@
 use aws_lambda_events::event::lambda_function_urls::LambdaFunctionUrlRequest;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::header::AUTHORIZATION;
+use percent_encoding::percent_decode_str;
 use tunesmith_serving::openai::ApiError;
 
 /// Longer bodies hold more text than any context has room for. (Lambda itself refuses more than 6 MB.)
 const MAX_BODY: usize = 256 * 1024;
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// `GET /v1/models`
     Models,
+    /// `GET /v1/models/{id}`, decoded.
+    Model(String),
     /// `POST /v1/chat/completions`
     Chat,
     /// `POST /v1/completions`
@@ -69,7 +72,10 @@ fn route(method: &str, path: &str) -> Result<Route, ApiError> {
         "/v1/models" => (Route::Models, "GET"),
         "/v1/chat/completions" => (Route::Chat, "POST"),
         "/v1/completions" => (Route::Completions, "POST"),
-        _ => return Err(ApiError::unknown_path(method, path)),
+        other => match other.strip_prefix("/v1/models/") {
+            Some(id) => (Route::Model(percent_decode_str(id).decode_utf8_lossy().into_owned()), "GET"),
+            None => return Err(ApiError::unknown_path(method, path)),
+        },
     };
     if method == allowed { Ok(route) } else { Err(ApiError::wrong_method(method, path, allowed)) }
 }

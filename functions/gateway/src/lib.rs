@@ -22,7 +22,7 @@ use std::{
 use tunesmith_aws::{dynamodb::Table, s3::S3, sagemaker_runtime::SageMakerRuntime};
 use tunesmith_contract::{ProjectId, UnixTime, deployment::LiveRecord, ledger::ItemKey};
 use tunesmith_serving::openai::{
-    ApiError, ChatRequest, CompletionRequest, Invocation, InvocationKind, ModelList, Options, Weights,
+    ApiError, ChatRequest, CompletionRequest, Invocation, InvocationKind, ModelCard, ModelList, Options, Weights,
 };
 
 pub use answer::{Answer, Parts};
@@ -89,6 +89,10 @@ async fn answer(event: serde_json::Value, clients: &Arc<Clients>, now: UnixTime)
         clients.table.get(&ItemKey::live(account.project())).await.map_err(|e| account::unreachable(&e))?;
     let mut invocation = match call.route {
         Route::Models => return models(account.project(), live.as_ref()),
+        Route::Model(id) => {
+            let (live, _) = resolve(account.project(), Some(&id), live)?;
+            return Answer::json(&ModelCard::new(&id, live.since.0));
+        }
         Route::Chat => InvocationKind::Chat(ChatRequest::parse(&call.body)?),
         Route::Completions => InvocationKind::Completion(CompletionRequest::parse(&call.body)?),
     };

@@ -32,7 +32,7 @@ fn parse(name: &str) -> Result<Call, ApiError> {
         return Err(ApiError::unauthorized("no key"));
     }
     match call.route {
-        Route::Models => {}
+        Route::Models | Route::Model(_) => {}
         Route::Chat => drop(ChatRequest::parse(&call.body)?),
         Route::Completions => drop(CompletionRequest::parse(&call.body)?),
     }
@@ -46,9 +46,10 @@ fn every_right_event_is_understood() {
         ("chat-base64", Route::Chat),
         ("chat-stream", Route::Chat),
         ("completion", Route::Completions),
+        ("model", Route::Model("handbook:base".into())),
         ("models", Route::Models),
     ];
-    assert_eq!(names(""), expected.map(|(name, _)| name));
+    assert_eq!(names(""), expected.each_ref().map(|(name, _)| *name));
     for (name, route) in expected {
         let call = parse(name).unwrap();
         assert_eq!((call.route, call.secret.as_deref()), (route, Some("ts-demo-key")), "{name}");

@@ -1,18 +1,23 @@
-//! Lambda function `guard-budget`: reserves, settles and returns the money of a run.
+//! Lambda function `guard-budget`: reserves, settles and returns the money of a run; on a schedule, that of pipelines that are
+//! gone ([`reclaim`]).
 //!
 //! Promise: a budget is never exceeded, however many pipelines ask at once. Each answer is one transaction over the budgets of
 //! project and account and the run's record, on condition that none of the three has changed since they were read; the
 //! arithmetic is `tunesmith_budget`'s. Every action may be repeated.
 
+pub mod mail;
+pub mod reclaim;
 pub mod transaction;
 
 use std::time::Duration;
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tunesmith_aws::{
     dynamodb::{Table, Transacted},
     s3::S3,
     sfn::{ExecutionState, StepFunctions},
+    sns::Topic,
 };
 use tunesmith_budget::{Owner, ReserveInput, ReservePlan, SettleInput, SettlePlan, plan_reserve, plan_settle};
 use tunesmith_contract::{
@@ -22,7 +27,7 @@ use tunesmith_contract::{
     keys::{uploads, workspace},
     ledger::{BudgetItem, ItemKey, Lease, RunRecord, RunStatus},
     plan::Plan,
-    tasks::{GuardAction, GuardBudgetInput, GuardOutcome, GuardedBudget},
+    tasks::{GuardAction, GuardBudgetEvent, GuardBudgetInput, GuardOutcome, GuardedBudget, ReclaimedBudgets},
 };
 use tunesmith_lambda::{Environment, Metric, SettingError, Unit, publish_metrics};
 
@@ -39,6 +44,8 @@ pub struct Clients {
     pub table: Table,
     /// Whether another pipeline is still at work.
     pub step_functions: StepFunctions,
+    /// Mails to owners.
+    pub notifications: Topic,
 }
 
 /// What the CDK sets.
@@ -50,6 +57,8 @@ pub struct Settings {
     pub documents_bucket: String,
     /// Bucket of plans.
     pub workspace_bucket: String,
+    /// Topic of mails to owners.
+    pub notifications_topic_arn: String,
     /// What all projects together may spend in a month.
     pub account_limit: Usd,
 }
@@ -64,6 +73,7 @@ impl Settings {
             table: environment.text("TABLE")?,
             documents_bucket: environment.text("DOCUMENTS_BUCKET")?,
             workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
+            notifications_topic_arn: environment.text("NOTIFICATIONS_TOPIC_ARN")?,
             account_limit: Usd::from_micros(environment.parsed_or("ACCOUNT_MONTHLY_CAP_MICROS", 500_000_000)?),
         })
     }
@@ -77,12 +87,34 @@ struct Books {
     account: Option<BudgetItem>,
 }
 
-/// Does what the input asks.
+/// What the function answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// To a pipeline.
+    Run(GuardedBudget),
+    /// To the schedule.
+    All(ReclaimedBudgets),
+}
+
+/// Does what the event asks.
 ///
 /// # Errors
 /// `BudgetMissing`, `BudgetExceeded`, `SettingsInvalid`, `NotFound` (no plan), `ServiceUnavailable` when others kept changing
 /// the budgets, AWS errors.
 pub async fn handle(
+    event: GuardBudgetEvent,
+    clients: &Clients,
+    settings: &Settings,
+    now: UnixTime,
+) -> Result<Answer, Failure> {
+    match event {
+        GuardBudgetEvent::Run(input) => guard(input, clients, settings, now).await.map(Answer::Run),
+        GuardBudgetEvent::Reclaim(_) => reclaim::reclaim(clients, now).await.map(Answer::All),
+    }
+}
+
+async fn guard(
     input: GuardBudgetInput,
     clients: &Clients,
     settings: &Settings,
@@ -90,7 +122,7 @@ pub async fn handle(
 ) -> Result<GuardedBudget, Failure> {
     let answer = match input.action {
         GuardAction::Reserve => reserve(&input, clients, settings, now).await?,
-        _ => end(&input, clients, now).await?,
+        _ => end(&input, clients, now).await?.answer,
     };
     tracing::info!(
         action = ?input.action, outcome = ?answer.outcome, reserved = %answer.reserved, settled = %answer.settled,
@@ -165,12 +197,19 @@ async fn reserve(
     Err(contended(input))
 }
 
+/// How settling ended.
+struct End {
+    answer: GuardedBudget,
+    /// Whether it was this call that settled.
+    is_new: bool,
+}
+
 /// Settles in the name of the execution that the input names; nothing happens when the run is another's.
-async fn end(input: &GuardBudgetInput, clients: &Clients, now: UnixTime) -> Result<GuardedBudget, Failure> {
+async fn end(input: &GuardBudgetInput, clients: &Clients, now: UnixTime) -> Result<End, Failure> {
     for attempt in 0..TRIES {
         let run_key = ItemKey::run(&input.project, &input.run);
         let Some(record) = clients.table.get::<RunRecord>(&run_key).await? else {
-            return Ok(answer(GuardOutcome::Nothing, None, None));
+            return Ok(End { answer: answer(GuardOutcome::Nothing, None, None), is_new: false });
         };
         let books = read(&input.project, &input.run, &record.month, clients).await?;
         let record = books.record.as_ref().unwrap_or(&record);
@@ -188,12 +227,13 @@ async fn end(input: &GuardBudgetInput, clients: &Clients, now: UnixTime) -> Resu
             SettlePlan::Nothing => {
                 let mine = record.execution == input.execution && record.status != RunStatus::Reserved;
                 let outcome = if mine { GuardOutcome::Settled } else { GuardOutcome::Nothing };
-                return Ok(answer(outcome, Some(record), books.project.as_ref()));
+                return Ok(End { answer: answer(outcome, Some(record), books.project.as_ref()), is_new: false });
             }
             SettlePlan::Settle { project, account, record: after } => {
                 let writes = transaction::writes(&project, &account, Some(record), &after);
                 if clients.table.transact(writes, None).await? == Transacted::Done {
-                    return Ok(answer(GuardOutcome::Settled, Some(&after), Some(&project.after)));
+                    let answer = answer(GuardOutcome::Settled, Some(&after), Some(&project.after));
+                    return Ok(End { answer, is_new: true });
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Lambda function `guard-budget`.
 
 use guard_budget::{Clients, Settings};
-use tunesmith_aws::{dynamodb::Table, s3::S3, sfn::StepFunctions};
+use tunesmith_aws::{dynamodb::Table, s3::S3, sfn::StepFunctions, sns::Topic};
 use tunesmith_lambda::{Environment, RunError, now};
 
 #[tokio::main]
@@ -14,10 +14,11 @@ async fn main() -> Result<(), RunError> {
                 s3: S3::new(&config),
                 table: Table::new(&config, &settings.table),
                 step_functions: StepFunctions::new(&config),
+                notifications: Topic::new(&config, &settings.notifications_topic_arn),
             };
             Ok((clients, settings))
         },
-        async |(clients, settings), input| guard_budget::handle(input, clients, settings, now()).await,
+        async |(clients, settings), event| guard_budget::handle(event, clients, settings, now()).await,
     )
     .await
 }

@@ -65,6 +65,8 @@ pub struct Settings {
     pub scheduler_role_arn: String,
     /// Group of the schedules.
     pub schedule_group: String,
+    /// Queue of schedules that could not start the pipeline.
+    pub schedule_dead_letters_arn: String,
 }
 
 impl Settings {
@@ -81,6 +83,7 @@ impl Settings {
             training_pipeline_arn: environment.text("TRAINING_PIPELINE_ARN")?,
             scheduler_role_arn: environment.text("SCHEDULER_ROLE_ARN")?,
             schedule_group: environment.text("SCHEDULE_GROUP")?,
+            schedule_dead_letters_arn: environment.text("SCHEDULE_DEAD_LETTERS_ARN")?,
         })
     }
 }
@@ -228,6 +231,7 @@ async fn schedule(project: &ProjectId, clients: &Clients, settings: &Settings, n
         target_arn: settings.training_pipeline_arn.clone(),
         role_arn: settings.scheduler_role_arn.clone(),
         input,
+        dead_letters_arn: settings.schedule_dead_letters_arn.clone(),
     };
     Ok(clients.scheduler.set(&start).await?)
 }

@@ -55,6 +55,23 @@ pub fn check_owner(record: &RunRecord, execution: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How often this execution's machines were taken away or lost. What earlier executions of the run met, or what failed for
+/// another reason, says nothing about the spot market now.
+#[must_use]
+pub fn interruptions(earlier: &[Lease], execution: &str) -> u32 {
+    let count =
+        earlier.iter().filter(|l| l.execution == execution && l.interrupted && l.market == Market::Spot).count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// An earlier attempt's lease, closed. A machine that had to be ended because the next attempt begins was lost: it did not
+/// report.
+#[must_use]
+pub fn closed(lease: &Lease, now: UnixTime) -> Lease {
+    let was_open = lease.status != LeaseStatus::Closed;
+    Lease { interrupted: lease.interrupted || (was_open && lease.instance_id.is_some()), ..lease.closed_at(now) }
+}
+
 /// The machines to try, in order. After too many interruptions only on-demand ones.
 #[must_use]
 pub fn candidates<'a>(plan: &'a Plan, record: &RunRecord) -> Vec<&'a MachineChoice> {
@@ -79,6 +96,7 @@ pub fn lease(record: &RunRecord, machine: &MachineChoice, attempt: &str, task_to
         attempt: attempt.to_owned(),
         project: record.project.clone(),
         run: record.run.clone(),
+        execution: record.execution.clone(),
         instance_id: None,
         instance_type: machine.instance_type.clone(),
         market: machine.market,
@@ -87,6 +105,7 @@ pub fn lease(record: &RunRecord, machine: &MachineChoice, attempt: &str, task_to
         launched_at: now,
         expires_at: now.after(Seconds(BOOT_TIME.0 + LEASE_TIME.0)),
         status: LeaseStatus::Active,
+        interrupted: false,
         metered: Usd::ZERO,
         ended_at: None,
         task_token: task_token.to_owned(),
@@ -178,6 +197,31 @@ mod tests {
         record.interruptions = 2;
         let left = candidates(&plan, &record);
         assert!(left.iter().all(|m| m.market == Market::OnDemand) && left.len() == 1);
+    }
+
+    #[test]
+    fn only_what_interrupted_spot_machines_of_this_execution_counts() {
+        let (spot, on_demand) = (machine(Market::Spot), machine(Market::OnDemand));
+        let ended = |machine, execution: &str, interrupted| Lease {
+            execution: execution.into(),
+            instance_id: Some("i-1".into()),
+            status: LeaseStatus::Closed,
+            interrupted,
+            ..lease(&record(), machine, "a", "t", UnixTime(0))
+        };
+        let earlier = [
+            ended(&spot, "arn:e0", true),
+            ended(&spot, "arn:e1", false),
+            ended(&on_demand, "arn:e1", true),
+            ended(&spot, "arn:e1", true),
+        ];
+        assert_eq!(interruptions(&earlier, "arn:e1"), 1);
+
+        let silent = Lease { instance_id: Some("i-2".into()), ..lease(&record(), &spot, "b", "t", UnixTime(0)) };
+        assert!(closed(&silent, UnixTime(9)).interrupted, "a machine that never reported was lost");
+        let refused = lease(&record(), &spot, "c", "t", UnixTime(0));
+        assert!(!closed(&refused, UnixTime(9)).interrupted, "no machine, no interruption");
+        assert!(!closed(&earlier[1], UnixTime(9)).interrupted, "a failure that was reported is none");
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub async fn handle(
     let earlier = end_earlier(clients, &earlier, now).await?;
     let record = RunRecord {
         metered: earlier.iter().map(|l| l.metered).sum(),
-        interruptions: u32::try_from(earlier.iter().filter(|l| l.instance_id.is_some()).count()).unwrap_or(u32::MAX),
+        interruptions: attempt::interruptions(&earlier, &input.execution),
         ..record
     };
     attempt::check_owner(&record, &input.execution)?;
@@ -237,9 +237,9 @@ async fn end_earlier(clients: &Clients, earlier: &[Lease], now: UnixTime) -> Res
     let machines: Vec<String> = open.iter().filter_map(|l| l.instance_id.clone()).collect();
     clients.ec2.terminate(&machines).await?;
     for lease in open {
-        clients.table.put(&ItemKey::lease(&lease.attempt), &lease.closed_at(now)).await?;
+        clients.table.put(&ItemKey::lease(&lease.attempt), &attempt::closed(lease, now)).await?;
     }
-    Ok(earlier.iter().map(|l| l.closed_at(now)).collect())
+    Ok(earlier.iter().map(|lease| attempt::closed(lease, now)).collect())
 }
 
 async fn count_attempt(clients: &Clients, key: &ItemKey, record: &RunRecord) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tunesmith_budget::{Machine, ModelShape, PriceTable};
 use tunesmith_contract::{
-    BaseModel, ErrorName, ProjectId, ProjectSettings, RunId,
+    BaseModel, ErrorName, ProjectId, ProjectSettings, RunId, Seconds,
     error_name::Failure,
     ledger::{RunRecord, RunStatus},
     plan::Plan,
@@ -61,7 +61,23 @@ pub fn answer(plan: &Plan) -> Result<PlannedTraining, Failure> {
     let first = plan.machines.first().ok_or_else(|| {
         Failure::new(ErrorName::Internal, format!("the plan of {} names no machine; delete plan.json", plan.run))
     })?;
-    Ok(PlannedTraining { run: plan.run.clone(), quote: plan.quote, instance_type: first.instance_type.clone() })
+    Ok(PlannedTraining {
+        run: plan.run.clone(),
+        quote: plan.quote,
+        instance_type: first.instance_type.clone(),
+        train_timeout: train_timeout(plan.max_time),
+    })
+}
+
+/// A machine stops itself before the plan's longest time, saved, and powers itself off five minutes after it at the latest
+/// (`infra/user-data/train.sh`); the rest is for the boot and for uploads. Whoever waits longer waits for nobody.
+const TIMEOUT_MARGIN: Seconds = Seconds(1800);
+
+/// Step Functions Developer Guide, "Task state fields": the largest `TimeoutSeconds`.
+const LONGEST_TIMEOUT: Seconds = Seconds(99_999_999);
+
+fn train_timeout(max_time: Seconds) -> Seconds {
+    Seconds(max_time.0.saturating_add(TIMEOUT_MARGIN.0)).min(LONGEST_TIMEOUT)
 }
 
 /// Size of a model by its `config.json`.
@@ -108,7 +124,7 @@ pub fn quota_codes(table: &PriceTable, machines: &[&Machine], market: Market) ->
 
 #[cfg(test)]
 mod tests {
-    use tunesmith_contract::{Seconds, Usd, plan::Quote};
+    use tunesmith_contract::{Usd, plan::Quote};
 
     use super::*;
 
@@ -193,6 +209,12 @@ mod tests {
         }
         let failure = shape_of_config(&"mini".parse().unwrap(), b"{}").unwrap_err();
         assert!(failure.message.contains("models/mini/config.json") && failure.message.contains("vocab_size"));
+    }
+
+    #[test]
+    fn a_training_is_waited_for_longer_than_its_machine_may_live() {
+        assert_eq!(train_timeout(Seconds(6 * 3600)), Seconds(6 * 3600 + 1800));
+        assert_eq!(train_timeout(Seconds(u64::MAX)), Seconds(99_999_999), "Step Functions takes no larger one");
     }
 
     #[test]

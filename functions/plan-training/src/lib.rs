@@ -15,7 +15,8 @@ use tunesmith_aws::{
     service_quotas::ServiceQuotas,
 };
 use tunesmith_budget::{
-    Machine, ModelShape, PriceTable, QuoteInput, SpotOffer, Workload, WorkloadInput, candidates, quote, workload,
+    EndpointPrice, Machine, ModelShape, PriceTable, QuoteInput, SpotOffer, Workload, WorkloadInput, candidates, quote,
+    workload,
 };
 use tunesmith_contract::{
     BaseModel, ErrorName, ProjectId, ProjectSettings, S3Uri, UnixTime,
@@ -103,6 +104,8 @@ pub async fn handle(
     let work = workload(&WorkloadInput { shape, training: &project.training, dataset: &manifest });
     let table =
         PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, format!("prices.json: {error}")))?;
+    // a model that could not be deployed is not trained
+    EndpointPrice::of(&project.serving, &table)?;
     let machines = candidates(&table, &work, &project)?;
     let spot = spot_offers(&machines, &project, clients, now).await?;
     let quotas = quotas(&table, &machines, &project, clients).await?;

@@ -1,6 +1,7 @@
 //! Lambda function `request-approval`: asks a person whether a model may go live.
 //!
-//! Promise: the question is asked by e-mail with the numbers, the rollback plan and three ways to answer; asking again for the
+//! Promise: the question is asked by e-mail with the numbers, what the endpoint will cost, the rollback plan and three ways to
+//! answer; asking again for the
 //! same task token (a retry) sends the same link. Silence is a rejection after seven days.
 
 pub mod mail;
@@ -11,8 +12,9 @@ use tunesmith_aws::{
     s3::S3,
     sns::Topic,
 };
+use tunesmith_budget::{EndpointPrice, PriceTable};
 use tunesmith_contract::{
-    ErrorName, S3Uri, UnixTime,
+    ErrorName, S3Uri, UnixTime, Usd,
     approval::{APPROVAL_TIME, ApprovalRecord},
     deployment::LiveRecord,
     error_name::Failure,
@@ -60,7 +62,8 @@ pub fn secret_hash(secret: &str) -> String {
 /// Records the question, writes the decision page and sends the e-mail.
 ///
 /// # Errors
-/// [`ErrorName::NotFound`] when plan, evaluation or reservation is missing; AWS errors.
+/// [`ErrorName::NotFound`] when plan, evaluation or reservation is missing; [`ErrorName::SettingsInvalid`] when the endpoint's
+/// price is not known; AWS errors.
 pub async fn handle(
     input: RequestApprovalInput,
     clients: &Clients,
@@ -79,6 +82,9 @@ pub async fn handle(
         .ok_or_else(|| missing("the reservation"))?;
     let live: Option<LiveRecord> = clients.table.get(&ItemKey::live(&input.project)).await?;
 
+    let table = PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, error.to_string()))?;
+    let price = EndpointPrice::of(&plan.settings.serving, &table)?;
+
     let secret = link_secret(&input.task_token);
     let record = ApprovalRecord {
         project: input.project.clone(),
@@ -91,13 +97,14 @@ pub async fn handle(
     };
     let record = ask(clients, record).await?;
 
-    let page = report(&plan, &evaluation, &run, live.as_ref());
+    let page = report(&plan, &evaluation, &run, &price, live.as_ref());
     clients.s3.put(&folder.join("report.html"), page.into_bytes(), "text/html; charset=utf-8").await?;
     let question = mail::Question {
         project: &input.project,
         run: &input.run,
         evaluation: &evaluation,
         cost: run.settled.max(run.metered),
+        price: &price,
         live_run: live.as_ref().map(|l| &l.run),
         answer_url: &settings.answer_url,
         secret: &secret,
@@ -119,17 +126,23 @@ async fn ask(clients: &Clients, record: ApprovalRecord) -> Result<ApprovalRecord
     }
 }
 
-fn report(plan: &Plan, evaluation: &Evaluation, run: &RunRecord, live: Option<&LiveRecord>) -> String {
+fn report(
+    plan: &Plan,
+    evaluation: &Evaluation,
+    run: &RunRecord,
+    price: &EndpointPrice,
+    live: Option<&LiveRecord>,
+) -> String {
     let gate = tunesmith_evaluation::decide(evaluation, &plan.settings.gate);
-    let cost = |label: &str, amount| CostLine { label: label.to_owned(), amount };
     let fact = |label: &str, value: String| Fact { label: label.to_owned(), value };
-    let costs = [
+    let mut costs = vec![
         cost("Quoted", run.quoted),
         cost("Reserved", run.reserved),
         cost("Metered", run.metered),
         cost("Charged", run.settled),
         cost("Given back", run.returned),
     ];
+    costs.extend(endpoint_costs(price));
     let training = &plan.settings.training;
     let facts = [
         fact("Run", plan.run.to_string()),
@@ -137,7 +150,7 @@ fn report(plan: &Plan, evaluation: &Evaluation, run: &RunRecord, live: Option<&L
         fact("Method", format!("LoRA, rank {}, alpha {}", training.rank, training.alpha)),
         fact("Steps", plan.steps.to_string()),
         fact("Tokens", plan.tokens.to_string()),
-        fact("Attempts", format!("{} ({} interrupted)", run.attempts, run.interruptions)),
+        fact("Attempts", format!("{} ({} interrupted in this pipeline)", run.attempts, run.interruptions)),
     ];
     decision_page(&DecisionPage {
         project: &plan.project,
@@ -151,9 +164,44 @@ fn report(plan: &Plan, evaluation: &Evaluation, run: &RunRecord, live: Option<&L
     })
 }
 
+fn cost(label: &str, amount: Usd) -> CostLine {
+    CostLine { label: label.to_owned(), amount }
+}
+
+/// What the approver agrees to pay by saying yes.
+fn endpoint_costs(price: &EndpointPrice) -> [CostLine; 2] {
+    match price {
+        EndpointPrice::Serverless { answering_hour } => [
+            cost("Endpoint while nobody asks: nothing is billed", Usd::ZERO),
+            cost("Endpoint, an hour of answering", *answering_hour),
+        ],
+        EndpointPrice::Instances { instance_type, count, hour } => [
+            cost(&format!("Endpoint, an hour ({count} {instance_type}), asked or not"), per_hour(*count, *hour)),
+            cost("Endpoint, a month (730 hours), asked or not", price.idle_month()),
+        ],
+    }
+}
+
+/// All instances together.
+pub(crate) fn per_hour(count: u32, hour: Usd) -> Usd {
+    Usd::from_micros(hour.micros().saturating_mul(i64::from(count)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_decision_page_shows_what_the_endpoint_costs() {
+        let shown = |price: &EndpointPrice| endpoint_costs(price).map(|line| format!("{} {}", line.amount, line.label));
+        let hour = Usd::from_micros(1_408_000);
+        let instances = EndpointPrice::Instances { instance_type: "ml.g5.xlarge".into(), count: 1, hour };
+        let [an_hour, a_month] = shown(&instances);
+        assert_eq!(an_hour, "$1.4080 Endpoint, an hour (1 ml.g5.xlarge), asked or not");
+        assert_eq!(a_month, "$1027.84 Endpoint, a month (730 hours), asked or not");
+        let [idle, _] = shown(&EndpointPrice::Serverless { answering_hour: Usd::from_micros(288_000) });
+        assert_eq!(idle, "$0.00 Endpoint while nobody asks: nothing is billed");
+    }
 
     #[test]
     fn a_retry_sends_the_same_link_and_the_table_does_not_hold_its_secret() {

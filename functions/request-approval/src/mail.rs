@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use tunesmith_budget::EndpointPrice;
 use tunesmith_contract::{ProjectId, RunId, Usd, evaluation::Evaluation};
 
 /// What the mail says.
@@ -15,6 +16,8 @@ pub struct Question<'a> {
     pub evaluation: &'a Evaluation,
     /// What training cost.
     pub cost: Usd,
+    /// What the endpoint will cost.
+    pub price: &'a EndpointPrice,
     /// The run that is live now.
     pub live_run: Option<&'a RunId>,
     /// Base address of the decision page.
@@ -37,6 +40,19 @@ impl Question<'_> {
         format!("Tunesmith: {} - a model waits for your approval", self.project)
     }
 
+    fn endpoint_cost(&self) -> String {
+        match self.price {
+            EndpointPrice::Serverless { answering_hour } => {
+                format!("nothing is billed while nobody asks; an hour of answering costs {answering_hour}")
+            }
+            EndpointPrice::Instances { instance_type, count, hour } => format!(
+                "{} an hour, {} a month (730 hours) for {count} {instance_type}, asked or not, until it is deleted",
+                crate::per_hour(*count, *hour),
+                self.price.idle_month()
+            ),
+        }
+    }
+
     /// The text.
     #[must_use]
     pub fn body(&self) -> String {
@@ -47,7 +63,8 @@ impl Question<'_> {
              Test perplexity per token   {tuned:.2} (base model {base:.2}; lower is better)\n\
              Better than the base by     {gain:.1} % (95 % sure: {low:.1} to {high:.1} %)\n\
              Measured on                 {tokens} tokens of {documents} documents that were not trained on\n\
-             Training cost               {cost}\n",
+             Training cost               {cost}\n\
+             Cost of the endpoint        {endpoint}\n",
             project = self.project,
             tuned = tuned.value,
             base = base.value,
@@ -57,6 +74,7 @@ impl Question<'_> {
             tokens = self.evaluation.tokens,
             documents = self.evaluation.documents,
             cost = self.cost,
+            endpoint = self.endpoint_cost(),
         );
         if let Some(live) = &self.evaluation.live {
             let _ = writeln!(text, "The live model's perplexity {:.2}", live.token.value);
@@ -115,11 +133,13 @@ mod tests {
     fn the_mail_holds_the_numbers_the_rollback_plan_and_three_ways_to_answer() {
         let (project, run) = ("handbook".parse().unwrap(), "run-0123456789ab".parse().unwrap());
         let evaluation = evaluation();
+        let price = EndpointPrice::Serverless { answering_hour: Usd::from_micros(288_000) };
         let question = Question {
             project: &project,
             run: &run,
             evaluation: &evaluation,
             cost: Usd::from_micros(1_250_000),
+            price: &price,
             live_run: None,
             answer_url: "https://x.lambda-url.us-east-1.on.aws/",
             secret: "abc",
@@ -133,9 +153,18 @@ mod tests {
             "https://x.lambda-url.us-east-1.on.aws/?project=handbook&run=run-0123456789ab&secret=abc",
             r#"{"project":"handbook","run":"run-0123456789ab","verdict":"approve"}"#,
             "silence means no",
+            "nothing is billed while nobody asks; an hour of answering costs $0.288000",
         ] {
             assert!(body.contains(part), "{part}\n---\n{body}");
         }
         assert!(question.subject().len() <= 100 && question.subject().is_ascii());
+
+        let hour = Usd::from_micros(1_408_000);
+        let price = EndpointPrice::Instances { instance_type: "ml.g5.xlarge".into(), count: 1, hour };
+        let body = Question { price: &price, ..question }.body();
+        assert!(
+            body.contains("$1.4080 an hour, $1027.84 a month (730 hours) for 1 ml.g5.xlarge, asked or not"),
+            "{body}"
+        );
     }
 }

@@ -1,20 +1,27 @@
 //! Lambda function `sweep-resources`: nothing runs that nobody pays attention to.
 //!
 //! Promise: a machine without an open lease, or whose lease has expired, is terminated within one schedule interval; the
-//! pipeline that waits for it is told; the run's meter is the sum of its leases. For one run (a pipeline that is done with it):
-//! all its machines, at once.
+//! pipeline that waits for it is told; the run's meter is the sum of its leases. A machine whose pipeline has ended (stopped by
+//! a person, timed out) loses its lease: it saves a checkpoint and ends, or is ended by the next round. For one run (a pipeline
+//! that is done with it): all its machines, at once.
 
 pub mod sweep;
 
-use tunesmith_aws::{dynamodb::Table, ec2::Ec2, sfn::StepFunctions};
+use std::collections::BTreeSet;
+
+use tunesmith_aws::{
+    dynamodb::{Conditional, Expression, Table},
+    ec2::Ec2,
+    sfn::{ExecutionState, StepFunctions},
+};
 use tunesmith_contract::{
     ErrorName, UnixTime, Usd,
     error_name::Failure,
-    ledger::{ItemKey, Lease},
+    ledger::{ItemKey, Lease, LeaseStatus},
     tasks::{SweepResourcesInput, SweptResources},
 };
 
-use crate::sweep::{Machine, Scope, Sweep};
+use crate::sweep::{Machine, Scope, Seen, Sweep};
 
 /// Tag that carries the attempt.
 const ATTEMPT_TAG: &str = "tunesmith:attempt";
@@ -26,7 +33,7 @@ pub struct Clients {
     pub table: Table,
     /// Machines.
     pub ec2: Ec2,
-    /// Pipelines that wait for machines.
+    /// Pipelines that wait for machines, or have ended.
     pub step_functions: StepFunctions,
 }
 
@@ -45,9 +52,17 @@ pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime
         })
         .collect();
     let scope = input.run.as_ref().map_or(Scope::All, Scope::Run);
-    let Sweep { terminate, close, lost } = sweep::sweep(scope, &leases, &machines, now);
+    let ended = match scope {
+        Scope::All => ended(&leases, clients).await?,
+        Scope::Run(_) => BTreeSet::new(),
+    };
+    let seen = Seen { leases: &leases, machines: &machines, ended: &ended, now };
+    let Sweep { terminate, revoke, close, lost } = sweep::sweep(scope, seen);
 
     clients.ec2.terminate(&terminate).await?;
+    for lease in &revoke {
+        self::revoke(lease, clients, now).await?;
+    }
     for lease in &close {
         clients.table.put(&ItemKey::lease(&lease.attempt), lease).await?;
     }
@@ -69,7 +84,37 @@ pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime
         clients.step_functions.send_task_failure(&lease.task_token, &failure).await?;
         tracing::warn!(run = %lease.run, attempt = lease.attempt, machine, "lost");
     }
-    let swept = SweptResources { terminated: terminate, closed_leases: close.into_iter().map(|l| l.attempt).collect() };
-    tracing::info!(terminated = ?swept.terminated, closed_leases = ?swept.closed_leases, "swept");
+    let attempts = |leases: Vec<Lease>| leases.into_iter().map(|lease| lease.attempt).collect();
+    let swept =
+        SweptResources { terminated: terminate, revoked_leases: attempts(revoke), closed_leases: attempts(close) };
+    tracing::info!(terminated = ?swept.terminated, revoked_leases = ?swept.revoked_leases,
+        closed_leases = ?swept.closed_leases, "swept");
     Ok(swept)
+}
+
+/// The machine has from now on the time that [`sweep`] leaves a revoked one; its trainer sees this within 30 s.
+async fn revoke(lease: &Lease, clients: &Clients, now: UnixTime) -> Result<(), Failure> {
+    let revoked = Expression::new("SET #status = :revoked, expires_at = :now")
+        .name("#status", "status")
+        .value(":revoked", LeaseStatus::Revoked)
+        .value(":now", now);
+    let active = Expression::new("#status = :active").value(":active", LeaseStatus::Active);
+    let done = clients.table.update::<Lease>(&ItemKey::lease(&lease.attempt), revoked, Some(active)).await?;
+    tracing::warn!(run = %lease.run, attempt = lease.attempt, execution = lease.execution,
+        is_new = matches!(done, Conditional::Done(_)), "its pipeline has ended: the lease is revoked");
+    Ok(())
+}
+
+/// Which of the pipelines that open leases name have ended. One that Step Functions does not know is not counted: right after
+/// its start it may not be found yet.
+async fn ended(leases: &[Lease], clients: &Clients) -> Result<BTreeSet<String>, Failure> {
+    let is_open = |lease: &&Lease| lease.status != LeaseStatus::Closed && !lease.execution.is_empty();
+    let named: BTreeSet<&String> = leases.iter().filter(is_open).map(|lease| &lease.execution).collect();
+    let mut ended = BTreeSet::new();
+    for execution in named {
+        if clients.step_functions.describe_execution(execution).await? == ExecutionState::Ended {
+            ended.insert(execution.clone());
+        }
+    }
+    Ok(ended)
 }

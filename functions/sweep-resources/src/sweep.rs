@@ -1,5 +1,7 @@
 //! Which machines must end and which leases must close. No I/O.
 
+use std::collections::BTreeSet;
+
 use tunesmith_contract::{
     RunId, Seconds, UnixTime,
     ledger::{Lease, LeaseStatus},
@@ -29,11 +31,26 @@ pub enum Scope<'a> {
     Run(&'a RunId),
 }
 
+/// What is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// Every lease, closed ones too.
+    pub leases: &'a [Lease],
+    /// Every machine that carries our tag.
+    pub machines: &'a [Machine],
+    /// Pipelines that have ended, of those that open leases name.
+    pub ended: &'a BTreeSet<String>,
+    /// Now.
+    pub now: UnixTime,
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sweep {
     /// Machines to terminate.
     pub terminate: Vec<String>,
+    /// Leases to revoke: their pipelines have ended. Their machines checkpoint and end themselves, or are ended later.
+    pub revoke: Vec<Lease>,
     /// Leases to close, with their final meter.
     pub close: Vec<Lease>,
     /// Closed leases whose state machine still waits: it must be told that the machine is lost.
@@ -42,7 +59,8 @@ pub struct Sweep {
 
 /// Decides from what the table and EC2 say.
 #[must_use]
-pub fn sweep(scope: Scope<'_>, leases: &[Lease], machines: &[Machine], now: UnixTime) -> Sweep {
+pub fn sweep(scope: Scope<'_>, seen: Seen<'_>) -> Sweep {
+    let Seen { leases, machines, ended, now } = seen;
     let mut sweep = Sweep::default();
     for lease in leases {
         let is_open = lease.status != LeaseStatus::Closed;
@@ -65,13 +83,17 @@ pub fn sweep(scope: Scope<'_>, leases: &[Lease], machines: &[Machine], now: Unix
             }
         };
         if !over {
+            if lease.status == LeaseStatus::Active && ended.contains(&lease.execution) {
+                sweep.revoke.push(lease.clone());
+            }
             continue;
         }
         if let Some(machine) = machine.filter(|m| m.is_running) {
             sweep.terminate.push(machine.instance_id.clone());
         }
-        let closed = lease.closed_at(now);
+        let mut closed = lease.closed_at(now);
         if matches!(scope, Scope::All) {
+            closed.interrupted |= lease.instance_id.is_some();
             sweep.lost.push(closed.clone());
         }
         sweep.close.push(closed);
@@ -98,6 +120,7 @@ mod tests {
             attempt: attempt.into(),
             project: "handbook".parse().unwrap(),
             run: "run-0123456789ab".parse().unwrap(),
+            execution: format!("arn:{attempt}"),
             instance_id: Some(format!("i-{attempt}")),
             instance_type: "c7i.large".into(),
             market: Market::Spot,
@@ -106,11 +129,16 @@ mod tests {
             launched_at: UnixTime(1000),
             expires_at: UnixTime(expires_at),
             status: LeaseStatus::Active,
+            interrupted: false,
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),
             ttl: None,
         }
+    }
+
+    fn sweep(scope: Scope<'_>, leases: &[Lease], machines: &[Machine], now: UnixTime) -> Sweep {
+        super::sweep(scope, Seen { leases, machines, ended: &BTreeSet::new(), now })
     }
 
     fn machine(attempt: &str) -> Machine {
@@ -125,6 +153,23 @@ mod tests {
         assert_eq!(sweep.close.len(), 1);
         assert_eq!(sweep.close[0].metered, Usd::from_micros(200_000));
         assert_eq!(sweep.lost.len(), 1);
+        assert!(sweep.close[0].interrupted, "it counts on the way to on-demand machines");
+    }
+
+    #[test]
+    fn the_machine_of_a_pipeline_that_ended_is_revoked_and_ended_when_its_grace_is_over() {
+        let (leases, machines) = ([lease("a", 9000), lease("b", 9000)], [machine("a"), machine("b")]);
+        let ended = BTreeSet::from(["arn:a".to_owned()]);
+        let seen = Seen { leases: &leases, machines: &machines, ended: &ended, now: UnixTime(1200) };
+        let first = super::sweep(Scope::All, seen);
+        assert_eq!(first.revoke, [leases[0].clone()]);
+        assert!(first.terminate.is_empty() && first.close.is_empty(), "it may save a checkpoint");
+
+        let revoked = Lease { status: LeaseStatus::Revoked, expires_at: UnixTime(1200), ..lease("a", 9000) };
+        let leases = [revoked, lease("b", 9000)];
+        let later = super::sweep(Scope::All, Seen { leases: &leases, now: UnixTime(1500), ..seen });
+        assert_eq!((later.terminate.as_slice(), later.revoke.len()), (["i-a".to_owned()].as_slice(), 0));
+        assert_eq!(later.close.len(), 1);
     }
 
     #[test]

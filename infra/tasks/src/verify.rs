@@ -10,9 +10,10 @@ use crate::step::{is_installed, run};
 type Step = (&'static str, fn(&Path) -> Result<()>);
 
 /// The steps in their order: cheap ones first, so that a slip is told early.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", format),
     ("shell", shell),
+    ("iam", iam),
     ("cdk", cdk),
     ("licences", licences),
     ("build", build),
@@ -61,6 +62,11 @@ fn shell(root: &Path) -> Result<()> {
     }
     let scripts = ["infra/user-data/train.sh", ".ci/run"];
     run("shell", root, "shellcheck", &scripts, "mend the script at the line above")
+}
+
+fn iam(root: &Path) -> Result<()> {
+    let remedy = "run python3 docs/iam-table.py --write and look at what changed";
+    run("iam", root, "python3", &["docs/iam-table.py", "--check"], remedy)
 }
 
 fn licences(root: &Path) -> Result<()> {

@@ -52,7 +52,8 @@ impl Cloud {
     pub fn lease(&self, name: &str) -> String {
         let state = self.state.lock().unwrap();
         let attribute = &state.lease[name];
-        attribute["S"].as_str().or_else(|| attribute["N"].as_str()).unwrap_or_default().to_owned()
+        let text = attribute["S"].as_str().or_else(|| attribute["N"].as_str()).unwrap_or_default().to_owned();
+        attribute["BOOL"].as_bool().map_or(text, |flag| flag.to_string())
     }
 
     /// The variables that send the SDK here.
@@ -162,6 +163,7 @@ fn update(body: &Value, state: &mut State) -> (u16, String) {
         (":expires", "expires_at"),
         (":metered", "metered"),
         (":closed", "status"),
+        (":interrupted", "interrupted"),
         (":ended", "ended_at"),
         (":ttl", "ttl"),
     ] {

@@ -88,7 +88,8 @@ impl ApiError {
     #[must_use]
     pub fn unknown_path(method: &str, path: &str) -> Self {
         let message = format!(
-            "there is no {method} {path}; there are GET /v1/models, POST /v1/chat/completions and POST /v1/completions"
+            "there is no {method} {path}; there are GET /v1/models, GET /v1/models/<id>, POST /v1/chat/completions and \
+             POST /v1/completions"
         );
         Self::new(404, "invalid_request_error", Some("unknown_url"), message)
     }

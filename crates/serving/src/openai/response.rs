@@ -198,9 +198,16 @@ impl ModelList {
     /// A list of models by these names.
     #[must_use]
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>, created: i64) -> Self {
-        let card =
-            |id: &str| ModelCard { id: id.into(), object: "model".into(), created, owned_by: "tunesmith".into() };
-        Self { object: "list".into(), data: names.into_iter().map(card).collect() }
+        let data = names.into_iter().map(|id| ModelCard::new(id, created)).collect();
+        Self { object: "list".into(), data }
+    }
+}
+
+impl ModelCard {
+    /// A model of this name; also the answer to `GET /v1/models/{id}`.
+    #[must_use]
+    pub fn new(id: &str, created: i64) -> Self {
+        Self { id: id.into(), object: "model".into(), created, owned_by: "tunesmith".into() }
     }
 }
 

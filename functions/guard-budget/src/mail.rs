@@ -1,0 +1,90 @@
+//! The mail about a pipeline that ended without a word of its own. No I/O.
+
+use tunesmith_contract::{
+    ledger::{RunRecord, RunStatus},
+    tasks::GuardedBudget,
+};
+
+/// Subject and body for the owner of a run whose pipeline was stopped or timed out. `before` is the run as the pipeline left
+/// it.
+#[must_use]
+pub fn stopped(before: &RunRecord, settled: &GuardedBudget) -> (String, String) {
+    let endpoint = match before.status {
+        RunStatus::Trained => {
+            "The model is trained. If the pipeline was stopped while it changed the endpoint, the endpoint may answer with a\n\
+             model that was not verified: see \"Roll back\" in docs/runbook.md."
+        }
+        _ => "Training was not finished; its last checkpoint is kept. The live model, if there is one, stays.",
+    };
+    (
+        format!("Tunesmith: training of {} was stopped", before.project),
+        format!(
+            "The pipeline of project {project} ended without finishing: somebody stopped it, it timed out, or its own cleaning up\n\
+             failed. Its machines have ended and its money is settled.\n\n\
+             Run: {run}\nCharged: {charged}\nGiven back: {returned}\nLeft of the budget of this month: {left}\n\n{endpoint}\n\n\
+             What to do next: nothing, if you stopped it. To go on, upload an empty file named _TRAIN to the project's folder in\n\
+             the documents bucket: finished steps and checkpoints are used again.\nDetails: execution {execution}\n",
+            project = before.project,
+            run = before.run,
+            charged = settled.settled,
+            returned = settled.returned,
+            left = settled.left,
+            execution = before.execution,
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::{Usd, tasks::GuardOutcome};
+
+    use super::*;
+
+    fn mail(status: RunStatus) -> (String, String) {
+        let before = RunRecord {
+            run: "run-0123456789ab".parse().unwrap(),
+            project: "handbook".parse().unwrap(),
+            execution: "arn:aws:states:us-east-1:123456789012:execution:p:e".into(),
+            status,
+            month: "2026-11".into(),
+            quoted: Usd::from_micros(1),
+            reserved: Usd::from_micros(90_000),
+            metered: Usd::ZERO,
+            settled: Usd::ZERO,
+            returned: Usd::ZERO,
+            attempts: 1,
+            interruptions: 0,
+        };
+        let settled = GuardedBudget {
+            outcome: GuardOutcome::Settled,
+            reserved: before.reserved,
+            settled: Usd::from_micros(20_000),
+            returned: Usd::from_micros(70_000),
+            left: Usd::from_micros(24_980_000),
+        };
+        stopped(&before, &settled)
+    }
+
+    #[test]
+    fn the_mail_says_what_it_cost_and_how_to_go_on() {
+        let (subject, body) = mail(RunStatus::Reserved);
+        assert_eq!(subject, "Tunesmith: training of handbook was stopped");
+        for part in [
+            "run-0123456789ab",
+            "Charged: $0.02",
+            "Given back: $0.07",
+            "$24.98",
+            "_TRAIN",
+            "execution:p:e",
+            "checkpoint",
+        ] {
+            assert!(body.contains(part), "{part}\n{body}");
+        }
+    }
+
+    #[test]
+    fn a_pipeline_that_was_stopped_after_training_may_have_changed_the_endpoint() {
+        assert!(mail(RunStatus::Trained).1.contains("not verified"));
+        assert!(!mail(RunStatus::Reserved).1.contains("not verified"));
+    }
+}
