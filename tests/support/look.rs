@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tunesmith_contract::{
-    ProjectId, RunId,
+    DocumentId, ProjectId, RunId,
     documents::SourceRecord,
     ledger::{ItemKey, Lease, UsageItem},
 };
@@ -26,6 +26,14 @@ impl Cloud {
         let items = self.aws().query_items(self.output("Table"), &ItemKey::project(project), "SOURCE#").await.unwrap();
         let mut records = items.into_iter().filter_map(|i| serde_json::from_value::<SourceRecord>(i).ok());
         records.find(|record| record.path == path)
+    }
+
+    /// The upload as soon as it is another document than this one.
+    pub async fn source_with_other_text(&self, project: &ProjectId, path: &str, old: &DocumentId) -> SourceRecord {
+        until(&format!("{path} has a new text"), async || {
+            self.source(project, path).await.filter(|record| record.document != *old)
+        })
+        .await
     }
 
     /// A SageMaker endpoint as the machine room describes it.

@@ -167,10 +167,20 @@ impl Cloud {
         .await
     }
 
-    /// Waits for the first execution of this project.
+    /// Waits for an execution that a schedule has started for this project: its name says nothing, its input does.
     pub async fn starts_by_itself(&self, project: &ProjectId) -> String {
+        let input = json!({"stateMachineArn": self.output("TrainingPipelineArn")});
         until(&format!("training of {project} starts by itself"), async || {
-            self.executions(project).await.into_iter().next()
+            let answer = self.aws().json("AWSStepFunctions.ListExecutions", &input).await.unwrap();
+            for execution in answer["executions"].as_array().into_iter().flatten() {
+                let arn = &execution["executionArn"];
+                let about =
+                    self.aws().json("AWSStepFunctions.DescribeExecution", &json!({"executionArn": arn})).await.unwrap();
+                if about["input"].as_str().is_some_and(|input| input.contains(project.as_str())) {
+                    return arn.as_str().map(str::to_owned);
+                }
+            }
+            None
         })
         .await
     }
@@ -387,6 +397,15 @@ impl Cloud {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("openai_client.py");
         let arguments = [script.to_string_lossy().into_owned(), url, key, project.to_string()];
         eprintln!("{}", venv::run(&python, &arguments, "see the assertion above").await.unwrap());
+    }
+
+    /// Asks once; a gateway that dies is asked again. The HTTP status.
+    pub async fn ask(&self, project: &ProjectId) -> u16 {
+        until("the gateway answers", async || {
+            let (_, answers) = self.ask_at_once(project, 1).await;
+            answers.into_iter().find(|status| *status != 502)
+        })
+        .await
     }
 
     /// Sends so many questions at once with a new key of this project; the HTTP status of each.

@@ -138,11 +138,15 @@ fn actions(out: &mut String, answer: &AnswerLinks) {
 }
 
 fn quality(out: &mut String, evaluation: &Evaluation) {
+    let (documents, spread) = match evaluation.documents {
+        1 => ("1 document".to_owned(), "A single document says nothing of the spread: the ranges have no width."),
+        count => (format!("{count} documents"), "The ranges are 95 % confidence intervals over documents."),
+    };
     let _ = write!(
         out,
-        "<h2>Quality on the untouched test split</h2>\n<p class=\"soft\">{} documents, {} examples, {} tokens that the model was never trained on. \
-         Lower is better. The ranges are 95 % confidence intervals over documents.</p>\n",
-        evaluation.documents, evaluation.examples, evaluation.tokens
+        "<h2>Quality on the untouched test split</h2>\n<p class=\"soft\">{documents}, {} examples, {} tokens that the model was never trained on. \
+         Lower is better. {spread}</p>\n",
+        evaluation.examples, evaluation.tokens
     );
     let mut models = vec![("Base model", "base", evaluation.base), ("New model", "tuned", evaluation.tuned)];
     models.extend(evaluation.live.map(|live| ("Live model", "live", live)));

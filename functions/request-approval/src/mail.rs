@@ -58,21 +58,26 @@ impl Question<'_> {
     pub fn body(&self) -> String {
         let (base, tuned) = (&self.evaluation.base.token, &self.evaluation.tuned.token);
         let gain = &self.evaluation.improvement_percent;
+        // the interval is one over documents: a single one has no spread
+        let (documents, sure) = match self.evaluation.documents {
+            1 => ("1 document".to_owned(), "how sure, a single test document cannot say".to_owned()),
+            count => (
+                format!("{count} documents"),
+                format!("95 % sure: {low:.1} to {high:.1} %", low = gain.low, high = gain.high),
+            ),
+        };
         let mut text = format!(
             "A model for {project} has been trained and passed its gate. It goes live only if you approve.\n\n\
              Test perplexity per token   {tuned:.2} (base model {base:.2}; lower is better)\n\
-             Better than the base by     {gain:.1} % (95 % sure: {low:.1} to {high:.1} %)\n\
-             Measured on                 {tokens} tokens of {documents} documents that were not trained on\n\
+             Better than the base by     {gain:.1} % ({sure})\n\
+             Measured on                 {tokens} tokens of {documents} that were not trained on\n\
              Training cost               {cost}\n\
              Cost of the endpoint        {endpoint}\n",
             project = self.project,
             tuned = tuned.value,
             base = base.value,
             gain = gain.value,
-            low = gain.low,
-            high = gain.high,
             tokens = self.evaluation.tokens,
-            documents = self.evaluation.documents,
             cost = self.cost,
             endpoint = self.endpoint_cost(),
         );
