@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::adapters::Module;
 use crate::adapters::lora::{LoraAdapter, LoraConfig, LoraPair};
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::host;
 use crate::weights::Weights;
@@ -41,7 +41,7 @@ pub fn save(adapter: &LoraAdapter, folder: &Path, base_model: &str) -> Result<()
         "use_dora": false,
         "target_modules": config.target_modules,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": config.target_modules.iter().any(|module| module.is_transposed()),
         "inference_mode": true,
         "init_lora_weights": true,
         "modules_to_save": null,
@@ -57,7 +57,7 @@ pub fn save(adapter: &LoraAdapter, folder: &Path, base_model: &str) -> Result<()
 }
 
 /// Reads both files and checks them against the model that the adapter is to sit on.
-pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapter> {
+pub fn load(folder: &Path, model: &ModelConfig) -> Result<LoraAdapter> {
     let path = folder.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
     let settings: Map<String, Value> = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
@@ -65,7 +65,7 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapter> {
 }
 
 /// Reads the tensors only, for settings known from elsewhere.
-pub fn load_tensors(config: LoraConfig, model: &LlamaConfig, folder: &Path) -> Result<LoraAdapter> {
+pub fn load_tensors(config: LoraConfig, model: &ModelConfig, folder: &Path) -> Result<LoraAdapter> {
     let weights = Weights::open_files(folder, vec![folder.join(WEIGHTS_FILE)])?;
     let mut num_used = 0;
     let adapter = LoraAdapter::from_fn(config, model, |path, shape_a, shape_b| {
@@ -102,7 +102,7 @@ fn read_config(settings: &Map<String, Value>) -> Result<LoraConfig> {
     if !matches!(settings.get("bias").and_then(Value::as_str), None | Some("none")) {
         return refuse("bias", "train with bias none");
     }
-    for key in ["use_dora", "fan_in_fan_out", "lora_bias"] {
+    for key in ["use_dora", "lora_bias"] {
         if flag(key) {
             return refuse(key, "train without it");
         }
@@ -123,14 +123,17 @@ fn read_config(settings: &Map<String, Value>) -> Result<LoraConfig> {
         Some(Value::Array(names)) => names.iter().map(Value::as_str).collect(),
         _ => None,
     };
-    let modules: Option<Vec<Module>> = names.and_then(|names| names.into_iter().map(Module::from_name).collect());
-    let Some(mut target_modules) = modules else {
-        return refuse(
-            "target_modules",
-            "name projections of Llama: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
-        );
+    let modules = names.map(|names| names.into_iter().map(Module::from_target).collect::<Vec<_>>());
+    let Some(modules) = modules.filter(|modules| modules.iter().all(|modules| !modules.is_empty())) else {
+        return refuse("target_modules", "name projections of the base model, such as q_proj and down_proj");
     };
+    let mut target_modules = modules.concat();
     target_modules.sort_unstable();
+    target_modules.dedup();
+    // only a matter of how the base stores its matrix, which is known; the other way round the adapter is for another base
+    if flag("fan_in_fan_out") && !target_modules.iter().all(|module| module.is_transposed()) {
+        return refuse("fan_in_fan_out", "only GPT-2 stores its matrices so");
+    }
     let (Some(rank), Some(alpha)) =
         (settings.get("r").and_then(Value::as_u64), settings.get("lora_alpha").and_then(Value::as_f64))
     else {
@@ -161,7 +164,7 @@ fn write_tensors(adapter: &LoraAdapter, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llama::tests::{busy_adapter, tiny_model};
+    use crate::decoder::tests::{busy_adapter, tiny_model};
 
     #[test]
     fn an_adapter_survives_the_disk_bit_for_bit() {
@@ -182,11 +185,11 @@ mod tests {
     fn adapters_for_other_models_or_methods_are_refused() {
         let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
         save(&busy_adapter(&model), folder.path(), "base").unwrap();
-        let wider = LlamaConfig { hidden_size: 64, ..model.config().clone() };
+        let wider = ModelConfig { hidden_size: 64, ..model.config().clone() };
         assert!(matches!(load(folder.path(), &wider), Err(ModelError::WrongShape { .. })));
-        let deeper = LlamaConfig { num_hidden_layers: 3, ..model.config().clone() };
+        let deeper = ModelConfig { num_hidden_layers: 3, ..model.config().clone() };
         assert!(matches!(load(folder.path(), &deeper), Err(ModelError::MissingTensor { .. })));
-        let shallower = LlamaConfig { num_hidden_layers: 1, ..model.config().clone() };
+        let shallower = ModelConfig { num_hidden_layers: 1, ..model.config().clone() };
         assert!(matches!(load(folder.path(), &shallower), Err(ModelError::AdapterMismatch { .. })));
         let path = folder.path().join(CONFIG_FILE);
         let text = fs::read_to_string(&path).unwrap();

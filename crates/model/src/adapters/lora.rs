@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Module;
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::gemm::{Threads, View, ViewMut, Write, gemm};
 use crate::ops::{host, tensor};
@@ -30,9 +30,9 @@ pub struct LoraConfig {
 }
 
 impl Default for LoraConfig {
-    /// Rank 16, alpha 32, all seven projections: the usual start for small corpora.
+    /// Rank 16, alpha 32, all seven projections of a Llama layer: the usual start for small corpora.
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, use_rslora: false, target_modules: Module::ALL.to_vec() }
+        Self { rank: 16, alpha: 32.0, use_rslora: false, target_modules: Module::LLAMA.to_vec() }
     }
 }
 
@@ -81,7 +81,7 @@ pub struct LoraPair {
 #[derive(Debug, Clone)]
 pub struct LayerAdapters {
     scale: f32,
-    pairs: [Option<LoraPair>; 7],
+    pairs: [Option<LoraPair>; Module::ALL.len()],
 }
 
 impl LayerAdapters {
@@ -118,7 +118,7 @@ pub struct LoraAdapter {
 
 impl LoraAdapter {
     /// A fresh adapter; the same `seed` gives the same values everywhere.
-    pub fn new(config: LoraConfig, model: &LlamaConfig, seed: u64) -> Result<Self> {
+    pub fn new(config: LoraConfig, model: &ModelConfig, seed: u64) -> Result<Self> {
         let mut rng = Rng::new(seed, 0x10_2A);
         let rank = config.rank;
         Self::from_fn(config, model, |_, shape_a, shape_b| {
@@ -131,16 +131,17 @@ impl LoraAdapter {
     /// An adapter whose pairs come from `make(path, shape of A, shape of B)`; `path` is `model.layers.{i}.self_attn.q_proj`.
     pub fn from_fn(
         config: LoraConfig,
-        model: &LlamaConfig,
+        model: &ModelConfig,
         mut make: impl FnMut(&str, [usize; 2], [usize; 2]) -> Result<LoraPair>,
     ) -> Result<Self> {
         config.validate()?;
+        model.check_targets(&config.target_modules)?;
         let mut layers = Vec::with_capacity(model.num_hidden_layers);
         for layer in 0..model.num_hidden_layers {
             let mut adapters = LayerAdapters::empty(config.scale());
             for module in Module::ALL.into_iter().filter(|module| config.target_modules.contains(module)) {
                 let [out, width] = model.module_shape(module);
-                let path = format!("model.layers.{layer}.{}", module.path());
+                let path = module.path_in(layer);
                 adapters.set(module, make(&path, [config.rank, width], [out, config.rank])?);
             }
             layers.push(adapters);
@@ -174,7 +175,7 @@ impl LoraAdapter {
         for (index, layer) in self.layers.iter().enumerate() {
             for module in Module::ALL {
                 if let Some(pair) = layer.get(module) {
-                    let path = format!("model.layers.{index}.{}", module.path());
+                    let path = module.path_in(index);
                     parameters.push((format!("{path}.lora_A"), &pair.a));
                     parameters.push((format!("{path}.lora_B"), &pair.b));
                 }
@@ -256,7 +257,7 @@ mod tests {
 
     #[test]
     fn starts_as_peft_does() {
-        let model = LlamaConfig::tiny();
+        let model = ModelConfig::tiny();
         let adapter = LoraAdapter::new(LoraConfig::default(), &model, 3).unwrap();
         let again = LoraAdapter::new(LoraConfig::default(), &model, 3).unwrap();
         for ((name, value), (_, same)) in adapter.parameters().into_iter().zip(again.parameters()) {

@@ -1,9 +1,9 @@
 //! Frozen linear layers, several side by side in one matrix, each with an optional adapter.
 //!
-//! Forward: `y = x Wᵀ`, then each adapter adds its part to its own columns of `y`. Backward: `dx = dy W + Σ dx of adapters`;
-//! `W` is frozen and gets no gradient. Query, key and value (and gate and up) share one product: `dx` of the three is then
+//! Forward: `y = x Wᵀ + b`, then each adapter adds its part to its own columns of `y`. Backward: `dx = dy W + Σ dx of adapters`;
+//! `W` and `b` are frozen and get no gradient. Query, key and value (and gate and up) share one product: `dx` of the three is then
 //! summed by the product itself.
-//! Shapes: `W` is `[out, in]` (Hugging Face layout), `x` is `[n, in]`, `y` is `[n, out]`.
+//! Shapes: `W` is `[out, in]` (Hugging Face layout), `b` is `[out]` and absent in most models, `x` is `[n, in]`, `y` is `[n, out]`.
 
 use candle_core::Tensor;
 
@@ -28,6 +28,7 @@ pub struct Part {
 #[derive(Debug)]
 pub struct AdaptedLinear {
     weight: Tensor,
+    bias: Option<Tensor>,
     parts: Vec<Part>,
 }
 
@@ -59,7 +60,13 @@ impl AdaptedLinear {
             [(_, weight)] => weight.clone(),
             _ => Tensor::cat(&modules.iter().map(|(_, weight)| weight).collect::<Vec<_>>(), 0)?,
         };
-        Ok(Self { weight, parts })
+        Ok(Self { weight, bias: None, parts })
+    }
+
+    /// The same with a bias `[out]` over all parts.
+    #[must_use]
+    pub fn with_bias(self, bias: Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
     }
 
     /// `y`, and what the backward pass needs.
@@ -71,6 +78,10 @@ impl AdaptedLinear {
         {
             let (xs, w) = (host(x)?, host(&self.weight)?);
             product(&mut y, &xs, &w, Sizes { n, out, width });
+        }
+        if let Some(bias) = &self.bias {
+            let bias = host(bias)?;
+            y.chunks_exact_mut(out).for_each(|row| row.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b));
         }
         for part in &self.parts {
             inner.push(match pair(adapters, part.module) {
