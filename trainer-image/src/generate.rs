@@ -1,12 +1,12 @@
 //! Greedy generation: the same tokens every time.
 
-use tunesmith_model::{Llama, LoraAdapter, ModelError, Tokenizer};
+use tunesmith_model::{Decoder, LoraAdapter, ModelError, Tokenizer};
 
 /// What is generated for.
 #[derive(Clone, Copy)]
 pub struct Generator<'a> {
     /// The base model.
-    pub model: &'a Llama,
+    pub model: &'a Decoder,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
 }

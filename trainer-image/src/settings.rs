@@ -13,7 +13,7 @@ use crate::error::{Result, TrainerError};
 pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Result<TrainingConfig> {
     let module = |name: &String| {
         let unknown =
-            || TrainerError::Usage(format!("training.target_modules: {name:?} is no projection of a Llama layer"));
+            || TrainerError::Usage(format!("training.target_modules: {name:?} is no projection of any architecture"));
         Module::from_name(name).ok_or_else(unknown)
     };
     let mut config = TrainingConfig {

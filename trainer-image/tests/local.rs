@@ -10,7 +10,7 @@ use tunesmith_contract::{
     evaluation::Evaluation,
     job::{MetricLine, ReferenceLogits, TrainReport},
 };
-use tunesmith_model::{Llama, Tokenizer, peft};
+use tunesmith_model::{Decoder, Tokenizer, peft};
 
 fn json_of<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> T {
     serde_json::from_slice(bytes).unwrap()
@@ -43,7 +43,7 @@ fn a_run_learns_evaluates_and_exports_what_it_learnt() {
     assert!(!files.keys().any(|name| name.contains(".writing") || name.ends_with(".part")), "{:?}", files.keys());
 
     // the stored adapter gives the stored logits
-    let model = Llama::load(&fixture.path("base")).unwrap();
+    let model = Decoder::load(&fixture.path("base")).unwrap();
     let adapter = peft::load(&fixture.path("run/adapter"), model.config()).unwrap();
     let reference: ReferenceLogits = json_of(&files["reference-logits.json"]);
     let logits = model.advance(&mut model.new_cache(), &reference.tokens, Some(&adapter)).unwrap();
@@ -87,7 +87,7 @@ fn a_run_learns_evaluates_and_exports_what_it_learnt() {
     export("peft-adapter");
     assert_eq!(fixture.files("peft-adapter"), fixture.files("run/adapter"));
     export("merged-safetensors");
-    let merged = Llama::load(&fixture.path("merged-safetensors")).unwrap();
+    let merged = Decoder::load(&fixture.path("merged-safetensors")).unwrap();
     assert!(Tokenizer::load(&fixture.path("merged-safetensors")).unwrap().chat_template().is_ok());
     let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();
     let difference = logits.iter().zip(&reference.logits).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));

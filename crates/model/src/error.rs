@@ -139,6 +139,14 @@ pub enum ModelError {
         /// What to write instead.
         remedy: &'static str,
     },
+    /// Target modules that the base model does not have.
+    #[error("target_modules: the base model has no {targets}; name some of {projections}")]
+    NoSuchProjection {
+        /// The targets.
+        targets: String,
+        /// What can carry an adapter.
+        projections: String,
+    },
     /// An adapter that was trained for another base model.
     #[error("adapter tensor {name}: {reason}; the adapter belongs to another base model or is incomplete")]
     AdapterMismatch {

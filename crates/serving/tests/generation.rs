@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 
 use tunesmith_contract::documents::{Message, Role};
-use tunesmith_model::{Llama, Tokenizer, encode_prompt, peft};
+use tunesmith_model::{Decoder, Tokenizer, encode_prompt, peft};
 use tunesmith_serving::{
     Engine, Limits, ServedModel,
     engine::{EngineError, Piece, Pieces, Prompt},
@@ -41,7 +41,7 @@ async fn text(engine: &Engine, prompt: &str, options: Options, weights: Weights)
 /// Token by token without a cache: the whole text through the model each time, and the largest logit.
 fn by_full_forward(folder: &Path, prompt: &str, tokens: usize, tuned: bool) -> String {
     let base = folder.join("base");
-    let (llama, tokenizer) = (Llama::load(&base).unwrap(), Tokenizer::load(&base).unwrap());
+    let (llama, tokenizer) = (Decoder::load(&base).unwrap(), Tokenizer::load(&base).unwrap());
     let adapter = tuned.then(|| peft::load(&folder.join("adapter"), llama.config()).unwrap());
     let mut ids = tokenizer.encode(prompt).unwrap();
     let start = ids.len();
@@ -131,7 +131,7 @@ async fn logits_are_those_of_the_model() {
     let folder = common::folder();
     let engine = common::engine(&folder);
     let base = folder.path().join("base");
-    let llama = Llama::load(&base).unwrap();
+    let llama = Decoder::load(&base).unwrap();
     let adapter = peft::load(&folder.path().join("adapter"), llama.config()).unwrap();
     for (weights, adapter) in [(Weights::Tuned, Some(&adapter)), (Weights::Base, None)] {
         let expected = llama.advance(&mut llama.new_cache(), &[7, 8, 9], adapter).unwrap();

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tunesmith_model::Llama;
+use tunesmith_model::Decoder;
 use tunesmith_model::rng::Rng;
 use tunesmith_training::{Dataset, Sequence, Trainer, TrainingConfig};
 
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(base), Some(out)) = (arguments.next(), arguments.next()) else {
         return Err("usage: adapter-for-peft <base model folder> <output folder>".into());
     };
-    let model = Arc::new(Llama::load(&base)?);
+    let model = Arc::new(Decoder::load(&base)?);
     let vocabulary = model.config().vocab_size;
     let mut rng = Rng::new(1, 1);
     let mut ids = |length: usize| -> Vec<u32> { (0..length).map(|_| rng.below(vocabulary) as u32).collect() };
@@ -24,8 +24,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         Sequence { counted: (0..30).map(|index| index > 0).collect(), ids, example }
     });
     let dataset = Dataset::from_sequences(sequences.collect())?;
-    let config =
-        TrainingConfig { sequence_length: 64, max_steps: Some(8), learning_rate: 1e-2, ..TrainingConfig::default() };
+    let config = TrainingConfig {
+        sequence_length: 64,
+        max_steps: Some(8),
+        learning_rate: 1e-2,
+        target_modules: model.config().modules().to_vec(),
+        ..TrainingConfig::default()
+    };
     let mut trainer = Trainer::new(config, Arc::clone(&model), dataset)?;
     while !trainer.is_complete() {
         trainer.step()?;

@@ -20,7 +20,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tunesmith_model::{LlamaConfig, LoraAdapter, peft};
+use tunesmith_model::{LoraAdapter, ModelConfig, peft};
 
 use crate::adamw::AdamW;
 use crate::config::TrainingConfig;
@@ -112,7 +112,7 @@ pub fn save(folder: &Path, state: &State, adapter: &LoraAdapter, optimizer: &Ada
 }
 
 /// Reads a checkpoint and verifies every file against the manifest.
-pub fn load(folder: &Path, model: &LlamaConfig) -> Result<Stored> {
+pub fn load(folder: &Path, model: &ModelConfig) -> Result<Stored> {
     if !folder.join(DONE).exists() {
         return Err(corrupt(&folder.join(DONE), "it is missing, so the checkpoint was not finished"));
     }

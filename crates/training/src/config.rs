@@ -1,7 +1,7 @@
 //! Settings of a training run.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{LlamaConfig, LoraConfig, Module};
+use tunesmith_model::{LoraConfig, ModelConfig, Module};
 
 use crate::error::{Result, TrainingError};
 use crate::schedule::Decay;
@@ -92,7 +92,7 @@ impl TrainingConfig {
     }
 
     /// Refuses what cannot be trained with, before anything is computed.
-    pub fn validate(&self, model: &LlamaConfig) -> Result<()> {
+    pub fn validate(&self, model: &ModelConfig) -> Result<()> {
         self.lora().validate()?;
         let positive =
             |key, value: f64| check(key, value, value > 0.0 && value.is_finite(), "choose a positive number");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{Llama, LoraAdapter, ModelError, peft};
+use tunesmith_model::{Decoder, LoraAdapter, ModelError, peft};
 
 use crate::adamw::AdamW;
 use crate::checkpoint::{self, State};
@@ -43,7 +43,7 @@ pub struct StepReport {
 /// A run of LoRA training.
 pub struct Trainer {
     config: TrainingConfig,
-    model: Arc<Llama>,
+    model: Arc<Decoder>,
     dataset: Dataset,
     adapter: LoraAdapter,
     optimizer: AdamW,
@@ -55,7 +55,7 @@ pub struct Trainer {
 
 impl Trainer {
     /// A fresh run: the adapter starts from the seed.
-    pub fn new(config: TrainingConfig, model: Arc<Llama>, dataset: Dataset) -> Result<Self> {
+    pub fn new(config: TrainingConfig, model: Arc<Decoder>, dataset: Dataset) -> Result<Self> {
         config.validate(model.config())?;
         let adapter = LoraAdapter::new(config.lora(), model.config(), config.seed)?;
         Self::with_adapter(config, model, dataset, adapter)
@@ -64,7 +64,7 @@ impl Trainer {
     /// A fresh run from a given adapter, whose settings replace those of `config`.
     pub fn with_adapter(
         mut config: TrainingConfig,
-        model: Arc<Llama>,
+        model: Arc<Decoder>,
         dataset: Dataset,
         adapter: LoraAdapter,
     ) -> Result<Self> {
@@ -96,7 +96,7 @@ impl Trainer {
 
     /// Continues from a checkpoint folder as if nothing had happened: on the same machine bit for bit. Dataset and base model
     /// must be those of the run.
-    pub fn resume(folder: &Path, model: Arc<Llama>, dataset: Dataset) -> Result<Self> {
+    pub fn resume(folder: &Path, model: Arc<Decoder>, dataset: Dataset) -> Result<Self> {
         let stored = checkpoint::load(folder, model.config())?;
         let state = stored.state;
         let found = dataset.fingerprint();
@@ -237,13 +237,13 @@ impl Trainer {
 
     /// The base model.
     #[must_use]
-    pub fn model(&self) -> &Arc<Llama> {
+    pub fn model(&self) -> &Arc<Decoder> {
         &self.model
     }
 }
 
 /// Everything that can be known before the first step.
-fn check_dataset(model: &Llama, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
+fn check_dataset(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
     let vocabulary = model.config().vocab_size;
     for sequence in dataset.sequences() {
         let (length, limit) = (sequence.ids.len(), config.sequence_length);
@@ -258,7 +258,7 @@ fn check_dataset(model: &Llama, config: &TrainingConfig, dataset: &Dataset) -> R
 }
 
 /// A few logits of the base model, by which another base of the same shape is recognised.
-fn probe(model: &Llama) -> Result<Vec<f32>> {
+fn probe(model: &Decoder) -> Result<Vec<f32>> {
     let ids: Vec<u32> = (0..model.config().vocab_size.min(8) as u32).collect();
     let logits = model.advance(&mut model.new_cache(), &ids, None)?;
     Ok(logits.into_iter().take(16).collect())

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use tunesmith_model::{Llama, LoraAdapter, peft};
+use tunesmith_model::{Decoder, LoraAdapter, peft};
 use tunesmith_training::adamw::AdamW;
 use tunesmith_training::schedule::Schedule;
 use tunesmith_training::step::accumulate;
@@ -65,7 +65,7 @@ fn ten_steps(name: &str) {
     let folder = goldens(name);
     let settings: Settings =
         serde_json::from_slice(&std::fs::read(folder.join("train/settings.json")).unwrap()).unwrap();
-    let model = Llama::load(&folder).unwrap();
+    let model = Decoder::load(&folder).unwrap();
     let mut adapter = peft::load(&folder.join("train/init"), model.config()).unwrap();
     let start = adapter.snapshot().unwrap();
     let config = TrainingConfig {

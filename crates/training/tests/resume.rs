@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tunesmith_model::rng::Rng;
-use tunesmith_model::{Llama, Message, Tokenizer};
+use tunesmith_model::{Decoder, Message, Tokenizer};
 use tunesmith_training::{Dataset, Example, Sequence, StepReport, Trainer, TrainingConfig, TrainingError, checkpoint};
 
 fn goldens(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
 }
 
-fn model() -> Arc<Llama> {
-    Arc::new(Llama::load(&goldens("gqa-tied")).unwrap())
+fn model() -> Arc<Decoder> {
+    Arc::new(Decoder::load(&goldens("gqa-tied")).unwrap())
 }
 
 /// Eleven sequences of unequal length, some tokens masked.
@@ -149,7 +149,7 @@ fn other_data_and_another_base_are_refused_on_resume() {
     run(&mut trainer, 1);
     let saved = trainer.save(folder.path()).unwrap();
     assert!(matches!(Trainer::resume(&saved, model(), dataset(2)), Err(TrainingError::DatasetMismatch { .. })));
-    let other = Arc::new(Llama::load(&goldens("llama3-untied")).unwrap());
+    let other = Arc::new(Decoder::load(&goldens("llama3-untied")).unwrap());
     assert!(Trainer::resume(&saved, other, dataset(1)).is_err());
     // same shapes, other weights
     let changed = tempfile::tempdir().unwrap();
@@ -158,7 +158,7 @@ fn other_data_and_another_base_are_refused_on_resume() {
     let at = bytes.len() - 8000;
     bytes[at..].fill(0);
     fs::write(changed.path().join("model.safetensors"), bytes).unwrap();
-    let changed = Arc::new(Llama::load(changed.path()).unwrap());
+    let changed = Arc::new(Decoder::load(changed.path()).unwrap());
     assert!(matches!(Trainer::resume(&saved, changed, dataset(1)), Err(TrainingError::BaseModelMismatch { .. })));
 }
 

@@ -1,58 +1,64 @@
-//! Llama: embedding, layers of attention and feed-forward around a residual stream, norm, head.
+//! A decoder: embedding, layers of attention and feed-forward around a residual stream, norm, head.
 //!
-//! `x ← E[ids]`; per layer `x ← x + O(attention(rope(QKV(norm(x)))))`, `x ← x + Down(swiglu(GateUp(norm(x))))`; then
-//! `logits = W_head · norm(x)`. The base is frozen: the backward pass walks the layers in reverse by hand and produces
-//! gradients of adapters only.
+//! `x ← c · E[ids]` (with learned positions `+ P[positions]`); per layer the two blocks of [`attention`] and [`feed_forward`]; then
+//! `logits = head(norm(x))`. Which of the variants a model uses is in its [`ModelConfig`]. The base is frozen: the backward pass
+//! walks the layers in reverse by hand and produces gradients of adapters only.
 
-use std::path::Path;
+mod attention;
+mod feed_forward;
+mod load;
+mod residual;
 
 use candle_core::Tensor;
 
+pub(crate) use self::attention::{AttentionBlock, Cached};
+pub(crate) use self::feed_forward::FeedForward;
 use crate::adapters::Module;
 use crate::adapters::lora::{LayerAdapters, LoraAdapter};
 use crate::batch::Batch;
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::ops::attention::{self, Heads, Segments};
-use crate::ops::linear::{AdaptedLinear, Inner, PairGradient, Sizes, WantsDx, product};
-use crate::ops::rope::{self, Direction, RopeTable};
-use crate::ops::{cross_entropy, host, rms_norm, swiglu, tensor};
-use crate::weights::Weights;
+use crate::ops::attention::Segments;
+use crate::ops::head::Head;
+use crate::ops::linear::{PairGradient, WantsDx};
+use crate::ops::norm::{Norm, Normed};
+use crate::ops::rope::RopeTable;
+use crate::ops::{cross_entropy, host, tensor};
 
 /// A frozen model; immutable, so that any number of threads may use it at once.
-pub struct Llama {
-    pub(crate) config: LlamaConfig,
+pub struct Decoder {
+    pub(crate) config: ModelConfig,
     pub(crate) embedding: Tensor,
+    positions: Option<Tensor>,
+    pub(crate) rope: Option<RopeTable>,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Tensor,
-    pub(crate) head: Tensor,
-    pub(crate) rope: RopeTable,
+    pub(crate) norm: Norm,
+    pub(crate) head: Head,
 }
 
 pub(crate) struct Layer {
-    pub attention_norm: Tensor,
-    pub qkv: AdaptedLinear,
-    pub o: AdaptedLinear,
-    pub mlp_norm: Tensor,
-    pub gate_up: AdaptedLinear,
-    pub down: AdaptedLinear,
+    pub attention: AttentionBlock,
+    pub feed_forward: FeedForward,
 }
 
-/// What the backward pass needs of one layer; everything that one elementwise pass restores is left out.
-struct Kept {
-    x: Tensor,
-    attention_rms: Vec<f32>,
-    qkv: Tensor,
-    qkv_inner: Inner,
-    attended: Tensor,
-    log_sums: Vec<f32>,
-    o_inner: Inner,
-    middle: Tensor,
-    mlp_rms: Vec<f32>,
-    gate_up: Tensor,
-    gate_up_inner: Inner,
-    down_inner: Inner,
+/// Whether the backward pass finds the activations of a layer in memory or computes the layer again. Gradients are the same to the
+/// bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recompute {
+    /// Everything is kept: fastest.
+    #[default]
+    Nothing,
+    /// Only the input of each layer is kept, `n · h` values; each layer's forward pass runs twice.
+    Layers,
 }
+
+/// What is kept of a layer until its backward pass.
+enum Kept {
+    Activations(Box<(attention::Kept, feed_forward::Kept)>),
+    Input(Tensor),
+}
+
+type Gradients = Vec<PairGradient>;
 
 /// Result of one forward and backward pass.
 pub struct LossGradients {
@@ -72,105 +78,91 @@ impl LossGradients {
     }
 }
 
-impl Llama {
-    /// Loads `config.json` and the weights of a folder in Hugging Face layout.
-    pub fn load(folder: &Path) -> Result<Self> {
-        let config = LlamaConfig::from_file(&folder.join("config.json"))?;
-        Self::from_weights(config, &Weights::open(folder)?)
-    }
-
-    /// Builds the model from mapped weights.
-    pub fn from_weights(config: LlamaConfig, weights: &Weights) -> Result<Self> {
-        let h = config.hidden_size;
-        let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, h])?;
-        let head = if config.tie_word_embeddings {
-            embedding.clone()
-        } else {
-            weights.get("lm_head.weight", &[config.vocab_size, h])?
-        };
-        let layers = (0..config.num_hidden_layers).map(|index| Layer::load(&config, weights, index));
-        Ok(Self {
-            embedding,
-            head,
-            layers: layers.collect::<Result<_>>()?,
-            norm: weights.get("model.norm.weight", &[h])?,
-            rope: RopeTable::new(&config),
-            config,
-        })
-    }
-
+impl Decoder {
     /// Its configuration.
     #[must_use]
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     /// Logits `[n, V]` of every token of the sequence `ids`. For comparisons and short texts: memory grows with `n · V`.
     pub fn logits(&self, ids: &[u32], adapter_opt: Option<&LoraAdapter>) -> Result<Tensor> {
         let batch = Batch::new(ids.to_vec(), vec![cross_entropy::IGNORE; ids.len()], vec![ids.len()])?;
-        let (hidden, _) = self.forward(&batch, adapter_opt, &mut None)?;
-        let (x, w) = (host(&hidden)?, host(&self.head)?);
-        let sizes = Sizes { n: ids.len(), out: self.config.vocab_size, width: self.config.hidden_size };
-        let mut logits = vec![0.0; sizes.n * sizes.out];
-        product(&mut logits, &x, &w, sizes);
-        tensor(logits, (sizes.n, sizes.out))
+        let (hidden, _) = self.forward(&batch, adapter_opt, |_, _| {})?;
+        tensor(self.head.logits(&hidden)?, (ids.len(), self.config.vocab_size))
     }
 
     /// Negative log-likelihood in nats of every row's target; 0 where there is none.
     pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&LoraAdapter>) -> Result<Vec<f32>> {
-        let (hidden, _) = self.forward(batch, adapter_opt, &mut None)?;
+        let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
         cross_entropy::forward(&hidden, &self.head, batch.targets())
     }
 
     /// Losses and the gradients of `scale · Σ losses` for every tensor of the adapter.
-    pub fn loss_and_gradients(&self, batch: &Batch, adapter: &LoraAdapter, scale: f32) -> Result<LossGradients> {
-        let mut kept = Some(Vec::with_capacity(self.layers.len()));
-        let (hidden, last) = self.forward(batch, Some(adapter), &mut kept)?;
+    pub fn loss_and_gradients(
+        &self,
+        batch: &Batch,
+        adapter: &LoraAdapter,
+        scale: f32,
+        recompute: Recompute,
+    ) -> Result<LossGradients> {
+        let mut kept = Vec::with_capacity(self.layers.len());
+        let (hidden, last) = self.forward(batch, Some(adapter), |attention, feed_forward| {
+            kept.push(match recompute {
+                Recompute::Nothing => Kept::Activations(Box::new((attention, feed_forward))),
+                Recompute::Layers => Kept::Input(attention.normed.x),
+            });
+        })?;
         let (row_losses, d_hidden) = cross_entropy::forward_backward(&hidden, &self.head, batch.targets(), scale)?;
         drop(hidden);
-        let mut dx = rms_norm::backward(&d_hidden, &last.x, &self.norm, &last.rms, None)?;
+        let mut dx = self.norm.backward(&d_hidden, &last, None)?;
+        drop(last);
         let segments = batch.segments();
         let positions = segments.positions();
         let mut by_layer = Vec::with_capacity(self.layers.len());
-        let layers = self.layers.iter().enumerate().zip(kept.unwrap_or_default()).rev();
-        for ((index, layer), kept) in layers {
+        for ((index, layer), kept) in self.layers.iter().enumerate().zip(kept).rev() {
             let wants_dx = if index == 0 { WantsDx::No } else { WantsDx::Yes };
-            let place =
-                Place { model: self, segments: &segments, positions: &positions, adapters: adapter.layer(index) };
-            let (next, gradients) = layer.backward(dx, kept, &place, wants_dx)?;
-            dx = next;
+            let place = self.place(&segments, &positions, adapter.layer(index));
+            let mut gradients = Gradients::new();
+            dx = layer.backward(&dx, kept, &place, wants_dx, &mut gradients)?;
             by_layer.push(gradients);
         }
         let num_targets = batch.num_targets();
         Ok(LossGradients { row_losses, num_targets, gradients: in_parameter_order(by_layer) })
     }
 
-    /// Final normalised hidden states `[n, h]`; fills `kept` when it is `Some`.
+    /// Final normalised hidden states `[n, h]`; hands what the backward pass needs to `keep`, layer by layer.
     fn forward(
         &self,
         batch: &Batch,
         adapter_opt: Option<&LoraAdapter>,
-        kept: &mut Option<Vec<Kept>>,
-    ) -> Result<(Tensor, LastNorm)> {
+        mut keep: impl FnMut(attention::Kept, feed_forward::Kept),
+    ) -> Result<(Tensor, Normed)> {
         self.check_adapter(adapter_opt)?;
         let segments = batch.segments();
         self.check_length(segments.bounds().iter().map(|(start, end)| end - start).max().unwrap_or(0))?;
         let positions = segments.positions();
-        let mut x = self.embed(batch.ids())?;
+        let mut x = self.embed(batch.ids(), &positions)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let adapters = adapter_opt.and_then(|adapter| adapter.layer(index));
-            let place = Place { model: self, segments: &segments, positions: &positions, adapters };
-            let (next, of_layer) = layer.forward(x, &place)?;
+            let (next, attention, feed_forward) = layer.forward(x, &self.place(&segments, &positions, adapters))?;
             x = next;
-            if let Some(kept) = kept {
-                kept.push(of_layer);
-            }
+            keep(attention, feed_forward);
         }
-        let (hidden, rms) = rms_norm::forward(&x, &self.norm, self.eps())?;
-        Ok((hidden, LastNorm { x, rms }))
+        self.norm.forward(x)
     }
 
-    pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    fn place<'a>(
+        &'a self,
+        segments: &'a Segments,
+        positions: &'a [u32],
+        adapters: Option<&'a LayerAdapters>,
+    ) -> Place<'a> {
+        Place { segments, positions, rope: self.rope.as_ref(), adapters }
+    }
+
+    /// Rows of the embedding, scaled; with learned positions those of `positions` are added.
+    pub(crate) fn embed(&self, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
         let h = self.config.hidden_size;
         let table = host(&self.embedding)?;
         let mut x = Vec::with_capacity(ids.len() * h);
@@ -180,6 +172,16 @@ impl Llama {
             x.extend_from_slice(
                 row.ok_or(ModelError::TokenOutOfRange { id: *id, vocabulary: self.config.vocab_size })?,
             );
+        }
+        if self.config.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= self.config.embedding_scale);
+        }
+        if let Some(learned) = &self.positions {
+            let learned = host(learned)?;
+            for (row, position) in x.chunks_exact_mut(h).zip(positions) {
+                let start = *position as usize * h;
+                row.iter_mut().zip(&learned[start..start + h]).for_each(|(x, p)| *x += p);
+            }
         }
         tensor(x, (ids.len(), h))
     }
@@ -192,10 +194,11 @@ impl Llama {
     /// The adapter must have as many layers and matrices of the sizes that this model has.
     pub fn check_adapter(&self, adapter_opt: Option<&LoraAdapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
+        self.config.check_targets(&adapter.config().target_modules)?;
         let (found, wanted) = (adapter.num_layers(), self.layers.len());
         if found != wanted {
             let reason = format!("the adapter has {found} layers, the model {wanted}");
-            return Err(ModelError::AdapterMismatch { name: format!("model.layers.{}", found.min(wanted)), reason });
+            return Err(ModelError::AdapterMismatch { name: format!("layer {}", found.min(wanted)), reason });
         }
         for index in 0..wanted {
             for module in Module::ALL {
@@ -203,143 +206,56 @@ impl Llama {
                 let (found, wanted) = ([pair.b.dim(0)?, pair.a.dim(1)?], self.config.module_shape(module));
                 if found != wanted {
                     let reason = format!("it is for a matrix {found:?}, the model's is {wanted:?}");
-                    return Err(ModelError::AdapterMismatch {
-                        name: format!("model.layers.{index}.{}", module.path()),
-                        reason,
-                    });
+                    return Err(ModelError::AdapterMismatch { name: module.path_in(index), reason });
                 }
             }
         }
         Ok(())
     }
-
-    pub(crate) fn eps(&self) -> f32 {
-        self.config.rms_norm_eps as f32
-    }
-
-    pub(crate) fn heads(&self) -> Heads {
-        Heads {
-            query: self.config.num_attention_heads,
-            key_value: self.config.num_key_value_heads,
-            size: self.config.head_dim,
-        }
-    }
-}
-
-/// What the backward pass needs of the final normalisation.
-struct LastNorm {
-    x: Tensor,
-    rms: Vec<f32>,
 }
 
 /// What a layer must know besides its input.
-struct Place<'a> {
-    model: &'a Llama,
+pub(crate) struct Place<'a> {
     segments: &'a Segments,
     positions: &'a [u32],
+    rope: Option<&'a RopeTable>,
     adapters: Option<&'a LayerAdapters>,
 }
 
-impl Place<'_> {
-    fn rotate(&self, qkv: &Tensor, direction: Direction) -> Result<()> {
-        let heads = self.model.heads();
-        rope::rotate(qkv, heads.query + heads.key_value, self.positions, &self.model.rope, direction)
-    }
-}
-
 impl Layer {
-    fn load(config: &LlamaConfig, weights: &Weights, index: usize) -> Result<Self> {
-        let prefix = format!("model.layers.{index}");
-        let joined = |modules: &[Module]| {
-            let load = |module: &Module| {
-                let name = format!("{prefix}.{}.weight", module.path());
-                Ok((*module, weights.get(&name, &config.module_shape(*module))?))
-            };
-            AdaptedLinear::new(&modules.iter().map(load).collect::<Result<Vec<_>>>()?)
-        };
-        let norm = |name: &str| weights.get(&format!("{prefix}.{name}.weight"), &[config.hidden_size]);
-        Ok(Self {
-            attention_norm: norm("input_layernorm")?,
-            qkv: joined(&[Module::Q, Module::K, Module::V])?,
-            o: joined(&[Module::O])?,
-            mlp_norm: norm("post_attention_layernorm")?,
-            gate_up: joined(&[Module::Gate, Module::Up])?,
-            down: joined(&[Module::Down])?,
-        })
-    }
-
-    fn forward(&self, x: Tensor, place: &Place<'_>) -> Result<(Tensor, Kept)> {
-        let (model, adapters) = (place.model, place.adapters);
-        let (normed, attention_rms) = rms_norm::forward(&x, &self.attention_norm, model.eps())?;
-        let (qkv, qkv_inner) = self.qkv.forward(&normed, adapters)?;
-        drop(normed);
-        place.rotate(&qkv, Direction::Forward)?;
-        let (attended, log_sums) = attention::forward(&qkv, place.segments, model.heads())?;
-        let (projected, o_inner) = self.o.forward(&attended, adapters)?;
-        let middle = (&x + projected)?;
-        let (normed, mlp_rms) = rms_norm::forward(&middle, &self.mlp_norm, model.eps())?;
-        let (gate_up, gate_up_inner) = self.gate_up.forward(&normed, adapters)?;
-        drop(normed);
-        let (down, down_inner) = self.down.forward(&swiglu::forward(&gate_up)?, adapters)?;
-        let next = (&middle + down)?;
-        let kept = Kept {
-            x,
-            attention_rms,
-            qkv,
-            qkv_inner,
-            attended,
-            log_sums,
-            o_inner,
-            middle,
-            mlp_rms,
-            gate_up,
-            gate_up_inner,
-            down_inner,
-        };
-        Ok((next, kept))
+    fn forward(&self, x: Tensor, place: &Place<'_>) -> Result<(Tensor, attention::Kept, feed_forward::Kept)> {
+        let (middle, attention) = self.attention.forward(x, place)?;
+        let (next, feed_forward) = self.feed_forward.forward(middle, place.adapters)?;
+        Ok((next, attention, feed_forward))
     }
 
     fn backward(
         &self,
-        dx: Tensor,
+        dy: &Tensor,
         kept: Kept,
         place: &Place<'_>,
         wants_dx: WantsDx,
-    ) -> Result<(Tensor, Vec<PairGradient>)> {
-        let (model, adapters) = (place.model, place.adapters);
-        let mut gradients = Vec::new();
-        let mut through = |linear: &AdaptedLinear, dy: &Tensor, x: &Tensor, inner: &Inner, wants: WantsDx| {
-            let (dx, new) = linear.backward(dy, x, inner, adapters, wants)?;
-            gradients.extend(new);
-            Ok::<_, ModelError>(dx)
-        };
-        let needed = |dx: Option<Tensor>| dx.ok_or(ModelError::EmptyBatch);
-
-        let hidden = swiglu::forward(&kept.gate_up)?;
-        let d_hidden = needed(through(&self.down, &dx, &hidden, &kept.down_inner, WantsDx::Yes)?)?;
-        drop(hidden);
-        let d_gate_up = swiglu::backward(&d_hidden, &kept.gate_up)?;
-        let normed = rms_norm::recompute(&kept.middle, &self.mlp_norm, &kept.mlp_rms)?;
-        let d_normed = needed(through(&self.gate_up, &d_gate_up, &normed, &kept.gate_up_inner, WantsDx::Yes)?)?;
-        let dx = rms_norm::backward(&d_normed, &kept.middle, &self.mlp_norm, &kept.mlp_rms, Some(&dx))?;
-
-        let d_attended = needed(through(&self.o, &dx, &kept.attended, &kept.o_inner, WantsDx::Yes)?)?;
-        let heads = model.heads();
-        let d_qkv = attention::backward(&d_attended, &kept.qkv, &kept.attended, &kept.log_sums, place.segments, heads)?;
-        place.rotate(&d_qkv, Direction::Backward)?;
-        let normed = rms_norm::recompute(&kept.x, &self.attention_norm, &kept.attention_rms)?;
-        let d_normed = through(&self.qkv, &d_qkv, &normed, &kept.qkv_inner, wants_dx)?;
-        let dx = match d_normed {
-            Some(d_normed) => {
-                rms_norm::backward(&d_normed, &kept.x, &self.attention_norm, &kept.attention_rms, Some(&dx))?
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let (attention, feed_forward) = match kept {
+            Kept::Activations(kept) => *kept,
+            Kept::Input(x) => {
+                let (_, attention, feed_forward) = self.forward(x, place)?;
+                (attention, feed_forward)
             }
-            None => dx,
         };
-        Ok((dx, gradients))
+        let d_middle = self.feed_forward.backward(dy, &feed_forward, place.adapters, gradients)?;
+        drop(feed_forward);
+        self.attention.backward(&d_middle, &attention, place, wants_dx, gradients)
     }
 }
 
-fn in_parameter_order(by_layer: Vec<Vec<PairGradient>>) -> Vec<Tensor> {
+/// A linear layer that was asked for the gradient of its input returns it.
+fn wanted(dx: Option<Tensor>) -> Result<Tensor> {
+    dx.ok_or_else(|| candle_core::Error::Msg("a linear layer gave no gradient of its input".into()).into())
+}
+
+fn in_parameter_order(by_layer: Vec<Gradients>) -> Vec<Tensor> {
     let mut ordered = Vec::new();
     for mut gradients in by_layer.into_iter().rev() {
         gradients.sort_by_key(|gradient| gradient.module);
@@ -349,128 +265,4 @@ fn in_parameter_order(by_layer: Vec<Vec<PairGradient>>) -> Vec<Tensor> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::adapters::lora::LoraConfig;
-    use crate::ops::testing::{check_gradient, random};
-    use crate::rng::Rng;
-
-    pub fn tiny_model() -> Llama {
-        let config = LlamaConfig::tiny();
-        let h = config.hidden_size;
-        let mut seed = 0;
-        let mut next = |shape: &[usize]| {
-            seed += 1;
-            random(seed, shape, 0.3)
-        };
-        let layers = (0..config.num_hidden_layers).map(|_| {
-            let mut joined = |modules: &[Module]| {
-                let pairs: Vec<_> = modules.iter().map(|m| (*m, next(&config.module_shape(*m)))).collect();
-                AdaptedLinear::new(&pairs).unwrap()
-            };
-            Layer {
-                qkv: joined(&[Module::Q, Module::K, Module::V]),
-                o: joined(&[Module::O]),
-                gate_up: joined(&[Module::Gate, Module::Up]),
-                down: joined(&[Module::Down]),
-                attention_norm: (random(77, &[h], 0.2) + 1.0).unwrap(),
-                mlp_norm: (random(78, &[h], 0.2) + 1.0).unwrap(),
-            }
-        });
-        let layers = layers.collect();
-        let embedding = random(500, &[config.vocab_size, h], 1.0);
-        Llama {
-            head: embedding.clone(),
-            embedding,
-            layers,
-            norm: random(79, &[h], 1.0),
-            rope: RopeTable::new(&config),
-            config,
-        }
-    }
-
-    /// An adapter whose `B` is not zero, so that every gradient is.
-    pub fn busy_adapter(model: &Llama) -> LoraAdapter {
-        let config = LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::default() };
-        let mut adapter = LoraAdapter::new(config, model.config(), 1).unwrap();
-        let mut rng = Rng::new(5, 5);
-        adapter.update(|_, values| values.iter_mut().for_each(|v| *v = (rng.uniform() - 0.5) * 0.4)).unwrap();
-        adapter
-    }
-
-    fn batch() -> Batch {
-        let ids: Vec<u32> = (0..23).map(|i| i * 7 % 48).collect();
-        let mut targets: Vec<u32> = (0..23).map(|i| (i * 5 + 1) % 48).collect();
-        targets[4] = cross_entropy::IGNORE;
-        Batch::new(ids, targets, vec![9, 14]).unwrap()
-    }
-
-    #[test]
-    fn every_adapter_gradient_agrees_with_finite_differences() {
-        let model = tiny_model();
-        let adapter = busy_adapter(&model);
-        let result = model.loss_and_gradients(&batch(), &adapter, 0.25).unwrap();
-        let num_parameters = adapter.parameters().len();
-        assert_eq!(result.gradients.len(), num_parameters);
-        assert_eq!(result.num_targets, 22);
-        for index in 0..num_parameters {
-            let (name, value) = &adapter.parameters()[index];
-            let gradient = &result.gradients[index];
-            assert_eq!(gradient.dims(), value.dims(), "{name}");
-            assert!(host(gradient).unwrap().iter().any(|v| *v != 0.0), "{name} gets no gradient");
-            check_gradient(value, gradient, 5e-3, |changed| {
-                let mut copy = adapter.snapshot().unwrap();
-                let changed = host(changed).unwrap();
-                copy.update(|i, values| {
-                    if i == index {
-                        values.copy_from_slice(&changed)
-                    }
-                })
-                .unwrap();
-                0.25 * model.row_losses(&batch(), Some(&copy)).unwrap().iter().map(|l| f64::from(*l)).sum::<f64>()
-            });
-        }
-    }
-
-    #[test]
-    fn packed_sequences_equal_the_same_sequences_alone() {
-        let model = tiny_model();
-        let adapter = busy_adapter(&model);
-        let packed = model.row_losses(&batch(), Some(&adapter)).unwrap();
-        let (ids, targets) = (batch().ids().to_vec(), batch().targets().to_vec());
-        let mut alone = Vec::new();
-        for range in [0..9, 9..23] {
-            let one =
-                Batch::new(ids[range.clone()].to_vec(), targets[range.clone()].to_vec(), vec![range.len()]).unwrap();
-            alone.extend(model.row_losses(&one, Some(&adapter)).unwrap());
-        }
-        for (a, b) in packed.iter().zip(alone) {
-            assert!((a - b).abs() < 1e-5);
-        }
-    }
-
-    #[test]
-    fn gradients_are_the_same_to_the_bit_at_any_number_of_threads() {
-        let model = tiny_model();
-        let adapter = busy_adapter(&model);
-        let run = |num_threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-            let result = pool.install(|| model.loss_and_gradients(&batch(), &adapter, 1.0)).unwrap();
-            let values: Vec<Vec<f32>> = result.gradients.iter().map(|g| host(g).unwrap().to_vec()).collect();
-            (result.row_losses, values)
-        };
-        let one = run(1);
-        assert!(one == run(2) && one == run(3));
-    }
-
-    #[test]
-    fn an_adapter_for_another_model_and_too_long_a_text_are_refused() {
-        let model = tiny_model();
-        let other = LlamaConfig { hidden_size: 64, ..LlamaConfig::tiny() };
-        let adapter = LoraAdapter::new(LoraConfig::default(), &other, 1).unwrap();
-        assert!(matches!(model.logits(&[1, 2], Some(&adapter)), Err(ModelError::AdapterMismatch { .. })));
-        assert!(matches!(model.logits(&[1; 257], None), Err(ModelError::TooManyPositions { length: 257, limit: 256 })));
-        assert!(matches!(model.logits(&[48], None), Err(ModelError::TokenOutOfRange { id: 48, vocabulary: 48 })));
-        assert!(matches!(model.logits(&[], None), Err(ModelError::EmptyBatch)));
-    }
-}
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{ROWS_PER_TASK, update, vectorised};
-use crate::config::{LlamaConfig, RopeScaling};
+use crate::config::{RopeScaling, Rotary};
 use crate::error::Result;
 
 /// Which way to rotate.
@@ -32,13 +32,13 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the table for `max_position_embeddings` positions: `2 · positions · d/2` values.
+    /// Computes the table for heads of `head_dim` values: `2 · num_positions · d/2` values.
     #[must_use]
-    pub fn new(config: &LlamaConfig) -> Self {
-        let half = config.head_dim / 2;
-        let frequencies = frequencies(config.head_dim, config.rope_theta, &config.rope_scaling);
+    pub fn new(rotary: &Rotary, head_dim: usize, num_positions: usize) -> Self {
+        let half = head_dim / 2;
+        let frequencies = frequencies(head_dim, rotary.theta, &rotary.scaling);
         // the product in f32, as the peer computes it: at position 100,000 a product in f64 differs visibly
-        let angles = (0..config.max_position_embeddings).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let angles = (0..num_positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         Self { cos, sin, half }
     }
@@ -109,7 +109,7 @@ mod tests {
     use crate::ops::testing::{check_gradient, dot, random};
 
     fn table() -> RopeTable {
-        RopeTable::new(&LlamaConfig { head_dim: 8, max_position_embeddings: 64, ..LlamaConfig::tiny() })
+        RopeTable::new(&Rotary { theta: 10_000.0, scaling: RopeScaling::Default }, 8, 64)
     }
 
     fn rotated(x: &Tensor, direction: Direction) -> Tensor {

@@ -1,0 +1,122 @@
+//! Each architecture computes what `transformers` and `peft` compute. Goldens: `tests/parity/make-architecture-goldens.py`.
+
+// helpers of a test may unwrap as the test itself may
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use safetensors::SafeTensors;
+use tunesmith_model::{Batch, Decoder, IGNORE, LoraAdapter, Recompute, peft};
+
+fn golden(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens/architectures").join(path)
+}
+
+fn tensors(path: &str) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(golden(path)).unwrap();
+    let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    tensors.tensors().into_iter().map(|(name, view)| (name, values(view.data()))).collect()
+}
+
+fn largest_difference(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Logits of three sequences, whole within 1e-4, and token by token through the cache within 1e-5 of the whole, relative to the
+/// largest logit.
+fn compare_logits(model: &Decoder, adapter: Option<&LoraAdapter>, path: &str) {
+    let golden = tensors(path);
+    for index in 0..3 {
+        let ids: Vec<u32> = golden[&format!("ids.{index}")].iter().map(|id| *id as u32).collect();
+        let wanted = &golden[&format!("logits.{index}")];
+        let got = model.logits(&ids, adapter).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let difference = largest_difference(&got, wanted);
+        let spread = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        println!("{path} sequence {index}: largest difference {difference:e}, largest logit {spread}");
+        assert!(spread > 1.0, "a golden of near-zero logits proves nothing");
+        assert!(difference <= 1e-4, "{path} sequence {index}: {difference}");
+
+        let mut cache = model.new_cache();
+        let cut = ids.len().div_ceil(3);
+        let width = model.config().vocab_size;
+        let mut last = model.advance(&mut cache, &ids[..cut], adapter).unwrap();
+        for row in cut..ids.len() {
+            last = model.advance(&mut cache, &ids[row..=row], adapter).unwrap();
+            let difference = largest_difference(&last, &got[row * width..(row + 1) * width]) / spread;
+            assert!(difference <= 1e-5, "{path} sequence {index} row {row} through the cache: {difference}");
+        }
+        assert!(largest_difference(&last, &got[got.len() - width..]) <= 1e-5 * spread);
+    }
+}
+
+/// Logits of the base and of an adapter that `peft` wrote; the gradient of every adapter tensor, relative to its largest value.
+fn compare(name: &str, with_lora: bool) {
+    let model = Decoder::load(&golden(name)).unwrap();
+    compare_logits(&model, None, &format!("{name}/logits.safetensors"));
+    if !with_lora {
+        return;
+    }
+    let adapter = peft::load(&golden(&format!("{name}/lora")), model.config()).unwrap();
+    compare_logits(&model, Some(&adapter), &format!("{name}/lora/adapted.safetensors"));
+
+    let wanted = tensors(&format!("{name}/lora/gradients.safetensors"));
+    let joined = |what: &str| [wanted[&format!("{what}.0")].clone(), wanted[&format!("{what}.1")].clone()];
+    let ids = joined("ids");
+    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+    let ids: Vec<u32> = ids.concat().into_iter().map(|id| id as u32).collect();
+    let targets = joined("targets").concat();
+    let targets = targets.into_iter().map(|target| if target < 0.0 { IGNORE } else { target as u32 }).collect();
+    let batch = Batch::new(ids, targets, lengths).unwrap();
+    let scale = 1.0 / batch.num_targets() as f32;
+    let result = model.loss_and_gradients(&batch, &adapter, scale, Recompute::Nothing).unwrap();
+    let names: Vec<String> = adapter.parameters().iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names.len() + 4, wanted.len(), "peft has as many tensors");
+    let mut worst = 0.0f32;
+    for (tensor, gradient) in names.iter().zip(&result.gradients) {
+        let wanted = &wanted[&format!("base_model.model.{tensor}.weight")];
+        let got = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let largest = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let difference = largest_difference(&got, wanted) / largest;
+        worst = worst.max(difference);
+        assert!(largest > 1e-4 && difference <= 1e-4, "{name} {tensor}: {difference} of {largest}");
+    }
+    println!("{name}: largest relative difference of a gradient {worst:e}");
+}
+
+#[test]
+fn llama_with_biases_and_dynamic_scaling() {
+    compare("llama-biases", false);
+}
+
+#[test]
+fn mistral_with_sliding_window_in_bf16_shards() {
+    compare("mistral", false);
+}
+
+#[test]
+fn qwen2_with_biases_and_windows_from_the_second_layer_in_f16() {
+    compare("qwen2", false);
+}
+
+#[test]
+fn qwen3_with_normalised_queries_and_keys() {
+    compare("qwen3", true);
+}
+
+#[test]
+fn phi3_with_fused_projections() {
+    compare("phi3", true);
+}
+
+#[test]
+fn gemma2_with_soft_caps_post_norms_and_alternating_windows() {
+    compare("gemma2", true);
+}
+
+#[test]
+fn gpt2_with_learned_positions_and_transposed_projections() {
+    compare("gpt2", true);
+}
