@@ -51,6 +51,12 @@ pub enum ModelError {
         /// Where it was looked for.
         folder: PathBuf,
     },
+    /// A layer has a tensor that the configuration gives no place.
+    #[error("config.json gives tensor {name} no place; the weights do not belong to this config.json")]
+    SurplusTensor {
+        /// Its name.
+        name: String,
+    },
     /// A tensor has another shape than the configuration implies.
     #[error("tensor {name} has shape {found:?}, wanted {wanted:?}; the weights do not belong to this configuration")]
     WrongShape {

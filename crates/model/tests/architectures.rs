@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
-use tunesmith_model::{Batch, Decoder, IGNORE, LoraAdapter, Recompute, peft};
+use tunesmith_model::{Batch, Decoder, IGNORE, LoraAdapter, ModelError, Recompute, peft};
 
 fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens/architectures").join(path)
@@ -119,4 +119,33 @@ fn gemma2_with_soft_caps_post_norms_and_alternating_windows() {
 #[test]
 fn gpt2_with_learned_positions_and_transposed_projections() {
     compare("gpt2", true);
+}
+
+#[test]
+fn llama_with_yarn() {
+    compare("llama-yarn", false);
+}
+
+#[test]
+fn phi3_with_longrope_within_the_context_of_pretraining() {
+    compare("phi3-longrope", false);
+    let model = Decoder::load(&golden("phi3-longrope")).unwrap();
+    let longer = model.logits(&[1; 49], None);
+    assert!(matches!(longer, Err(ModelError::TooManyPositions { length: 49, limit: 48 })));
+}
+
+#[test]
+fn a_tensor_that_the_configuration_gives_no_place_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |change: &dyn Fn(String) -> String| {
+        let text = std::fs::read_to_string(golden("llama-biases/config.json")).unwrap();
+        std::fs::write(folder.path().join("config.json"), change(text)).unwrap();
+        std::fs::copy(golden("llama-biases/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        Decoder::load(folder.path()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    copy(&|text| text).unwrap();
+    let error = copy(&|text| text.replace("\"attention_bias\": true", "\"attention_bias\": false")).unwrap_err();
+    assert!(error.contains("model.layers.0.self_attn.k_proj.bias"), "{error}");
+    let error = copy(&|text| text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1")).unwrap_err();
+    assert!(error.contains("model.layers.1."), "{error}");
 }

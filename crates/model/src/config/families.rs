@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, token_ids, unsupported};
-use super::{Activation, Biases, Layout, ModelConfig, NormKind, Positions, rotary};
+use super::{Activation, Biases, Layout, ModelConfig, NormKind, Positions, RopeScaling, Rotary, rotary};
 use crate::error::{ModelError, Result};
 
 const FAMILIES: &str = "llama, mistral, qwen2, qwen3, phi3, gemma2 or gpt2";
@@ -28,10 +28,21 @@ pub(super) fn parse(json: &Map<String, Value>) -> Result<ModelConfig> {
 
 /// What the families after Llama share with it: RMSNorm, rotary positions, SwiGLU, seven projections.
 fn base(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<ModelConfig> {
+    base_with(fields, max_position_embeddings, None)
+}
+
+/// The same where the file says the context of pretraining outside the rotary settings.
+fn base_with(fields: &Fields<'_>, max_position_embeddings: usize, original_opt: Option<usize>) -> Result<ModelConfig> {
     let hidden_size = fields.size("hidden_size")?;
     let num_attention_heads = fields.size("num_attention_heads")?;
     let num_hidden_layers = fields.size("num_hidden_layers")?;
     let head_dim = fields.size_or("head_dim", hidden_size / num_attention_heads)?;
+    let written = fields.size_or("max_position_embeddings", max_position_embeddings)?;
+    let rotary = rotary::read(fields, written, original_opt)?;
+    let limit = match rotary.scaling {
+        RopeScaling::LongRope { original_max_position_embeddings, .. } => original_max_position_embeddings,
+        _ => written,
+    };
     Ok(ModelConfig {
         layout: Layout::Llama,
         vocab_size: fields.size("vocab_size")?,
@@ -41,8 +52,8 @@ fn base(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<ModelConf
         num_attention_heads,
         num_key_value_heads: fields.size_or("num_key_value_heads", num_attention_heads)?,
         head_dim,
-        max_position_embeddings: fields.size_or("max_position_embeddings", max_position_embeddings)?,
-        positions: Positions::Rotary(rotary::read(fields)?),
+        max_position_embeddings: limit.min(written),
+        positions: Positions::Rotary(rotary),
         norm: NormKind::Rms,
         norm_eps: fields.number_or("rms_norm_eps", 1e-6)?,
         post_norms: false,
@@ -115,11 +126,14 @@ fn qwen_windows(fields: &Fields<'_>, num_layers: usize) -> Result<Vec<Option<usi
 fn phi3(fields: &Fields<'_>) -> Result<ModelConfig> {
     fields.demand("hidden_act", &json!("silu"), "\"silu\"")?;
     fields.demand("head_dim", &json!(quotient(fields)?), "hidden_size / num_attention_heads")?;
-    // of the long-context scaling only, which is refused
-    fields.harmless(&["original_max_position_embeddings", "embd_pdrop", "resid_pdrop"]);
+    fields.harmless(&["embd_pdrop", "resid_pdrop"]);
     let window = fields.size_opt("sliding_window")?;
     let norm_eps = fields.number_or("rms_norm_eps", 1e-5)?;
-    let config = base(fields, 4096)?;
+    let config = base_with(fields, 4096, Some(fields.size_or("original_max_position_embeddings", 4096)?))?;
+    if let Positions::Rotary(Rotary { scaling: RopeScaling::Yarn { .. }, .. }) = config.positions {
+        // an early name of longrope in this family
+        return Err(unsupported("rope_scaling.rope_type", &json!("yarn"), "longrope"));
+    }
     Ok(ModelConfig {
         layout: Layout::Phi3,
         norm_eps,
@@ -233,8 +247,16 @@ fn check(config: &ModelConfig) -> Result<()> {
     if !heads.is_multiple_of(kv) {
         return Err(unsupported("num_key_value_heads", &json!(kv), "a divisor of num_attention_heads"));
     }
-    if matches!(config.positions, Positions::Rotary(_)) && !config.head_dim.is_multiple_of(2) {
-        return Err(unsupported("head_dim", &json!(config.head_dim), "an even number"));
+    if let Positions::Rotary(rotary) = &config.positions {
+        if !config.head_dim.is_multiple_of(2) {
+            return Err(unsupported("head_dim", &json!(config.head_dim), "an even number"));
+        }
+        if let RopeScaling::LongRope { short_factor, .. } = &rotary.scaling
+            && short_factor.len() != config.head_dim / 2
+        {
+            let supported = "half as many factors as a head has values";
+            return Err(unsupported("rope_scaling.short_factor", &json!(short_factor), supported));
+        }
     }
     if config.layout == Layout::Gpt2 && config.head_dim * heads != config.hidden_size {
         return Err(unsupported("n_head", &json!(heads), "a divisor of n_embd"));

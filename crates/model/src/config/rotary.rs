@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, unsupported};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 
-/// Base and change of the rotary frequencies; formulas in [`crate::ops::rope`].
+/// Base and change of the rotary frequencies; formulas in [`crate::ops::rope_scaling`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
     /// Base of the frequencies.
@@ -35,21 +35,54 @@ pub enum RopeScaling {
         /// Context length of pretraining.
         original_max_position_embeddings: usize,
     },
+    /// YaRN (Peng et al. 2023): as Llama 3 with a ramp over the dimensions; cosines and sines are multiplied.
+    Yarn {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// Dimensions that turn more often than this within the original context are kept.
+        beta_fast: f64,
+        /// Dimensions that turn less often than this are divided.
+        beta_slow: f64,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+        /// Context length of pretraining.
+        original_max_position_embeddings: usize,
+        /// Factor of cosines and sines.
+        attention_factor: f64,
+    },
+    /// LongRoPE (Ding et al. 2024) within the context of pretraining: each frequency divided by its own short factor. Beyond it, all
+    /// positions of a text would change with its length, also those in a cache: longer texts are refused.
+    LongRope {
+        /// Divisor of each frequency.
+        short_factor: Vec<f64>,
+        /// Context length of pretraining, and here the limit.
+        original_max_position_embeddings: usize,
+        /// Factor of cosines and sines.
+        attention_factor: f64,
+    },
 }
 
 /// Keys of the settings that are read here.
 const KNOWN: &[&str] = &[
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
     "factor",
     "high_freq_factor",
+    "long_factor",
     "low_freq_factor",
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "rope_theta",
     "rope_type",
+    "short_factor",
+    "truncate",
     "type",
 ];
 
-pub(super) fn read(fields: &Fields<'_>) -> Result<Rotary> {
+/// `max_position_embeddings` is what the file says; LongRoPE's factor is its ratio to the original one. `original_opt` is the
+/// context of pretraining where the family writes it outside the settings (Phi-3).
+pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize, original_opt: Option<usize>) -> Result<Rotary> {
     let (new, old) = (fields.get("rope_parameters"), fields.get("rope_scaling"));
     let empty = Map::new();
     let settings = match new.or(old) {
@@ -64,6 +97,14 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Rotary> {
         let found = settings.get(key).unwrap_or(&Value::Null);
         value.ok_or_else(|| unsupported(&format!("rope_scaling.{key}"), found, "a positive number"))
     };
+    let optional = |key: &'static str, default: f64| match settings.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(_) => number(key),
+    };
+    let original = || match original_opt {
+        Some(original) => Ok(original),
+        None => Ok::<_, ModelError>(number("original_max_position_embeddings")? as usize),
+    };
     let scaling = match kind {
         // dynamic NTK changes frequencies only beyond max_position_embeddings, and longer texts are refused
         "default" | "dynamic" => RopeScaling::Default,
@@ -72,15 +113,32 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Rotary> {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
             high_freq_factor: number("high_freq_factor")?,
-            original_max_position_embeddings: number("original_max_position_embeddings")? as usize,
+            original_max_position_embeddings: original()?,
         },
+        "yarn" => {
+            let factor = number("factor")?;
+            let by_default = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+            RopeScaling::Yarn {
+                factor,
+                beta_fast: optional("beta_fast", 32.0)?,
+                beta_slow: optional("beta_slow", 1.0)?,
+                truncate: settings.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+                original_max_position_embeddings: original()?,
+                attention_factor: optional("attention_factor", by_default)?,
+            }
+        }
         "longrope" | "su" => {
-            let reason = "its frequencies depend on the length of each text, so keys in a cache would have to change as it \
-                          grows: take the variant of the model with the short context";
-            return Err(unsupported("rope_scaling.rope_type", &kind.into(), reason));
+            let original = original()?;
+            let factor = optional("factor", max_position_embeddings as f64 / original as f64)?;
+            let by_default = if factor > 1.0 { (1.0 + factor.ln() / (original as f64).ln()).sqrt() } else { 1.0 };
+            RopeScaling::LongRope {
+                short_factor: factors(settings)?,
+                original_max_position_embeddings: original,
+                attention_factor: optional("attention_factor", by_default)?,
+            }
         }
         other => {
-            let supported = "default, dynamic, linear or llama3";
+            let supported = "default, dynamic, linear, llama3, yarn or longrope";
             return Err(unsupported("rope_scaling.rope_type", &other.into(), supported));
         }
     };
@@ -95,4 +153,11 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Rotary> {
     let outside = fields.number_or("rope_theta", 10_000.0)?;
     let theta = if settings.contains_key("rope_theta") { number("rope_theta")? } else { outside };
     Ok(Rotary { theta, scaling })
+}
+
+fn factors(settings: &Map<String, Value>) -> Result<Vec<f64>> {
+    let found = settings.get("short_factor").unwrap_or(&Value::Null);
+    let factor = |value: &Value| value.as_f64().filter(|factor| *factor > 0.0);
+    let factors = found.as_array().and_then(|values| values.iter().map(factor).collect());
+    factors.ok_or_else(|| unsupported("rope_scaling.short_factor", found, "a list of positive numbers"))
 }

@@ -1,5 +1,7 @@
 //! From named tensors to a decoder: the only place that knows what each layout calls its tensors.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -10,7 +12,7 @@ use super::residual::Residual;
 use super::{Decoder, Layer};
 use crate::adapters::Module;
 use crate::config::{Layout, ModelConfig, NormKind, Positions};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::ops::attention::{Heads, Settings};
 use crate::ops::head::Head;
 use crate::ops::linear::AdaptedLinear;
@@ -18,6 +20,12 @@ use crate::ops::norm::Norm;
 use crate::ops::qk_norm::QkNorm;
 use crate::ops::rope::RopeTable;
 use crate::weights::Weights;
+
+/// Where the tensors of layers lie.
+const LAYERS: [&str; 3] = ["model.layers.", "transformer.h.", "h."];
+
+/// Constants that older versions saved with the weights: rotary frequencies and the causal mask.
+const BUFFERS: [&str; 3] = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
 /// A tensor by name, which must have the given shape.
 pub(super) type Source<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Tensor>;
@@ -29,14 +37,24 @@ impl Decoder {
         Self::from_weights(config, &Weights::open(folder)?)
     }
 
-    /// Builds the model from mapped weights.
+    /// Builds the model from mapped weights. A layer's tensor that this configuration has no place for is refused: with it the
+    /// model would compute something else.
     pub fn from_weights(config: ModelConfig, weights: &Weights) -> Result<Self> {
         // GPT-2 on the hub was saved without its head, and so without the name of the body
         let bare = config.layout == Layout::Gpt2 && weights.contains("wte.weight");
-        Self::from_source(config, &|name, shape| match name.strip_prefix("transformer.").filter(|_| bare) {
-            Some(name) => weights.get(name, shape),
-            None => weights.get(name, shape),
-        })
+        let read = RefCell::new(BTreeSet::new());
+        let model = Self::from_source(config, &|name, shape| {
+            let name = name.strip_prefix("transformer.").filter(|_| bare).unwrap_or(name);
+            read.borrow_mut().insert(name.to_owned());
+            weights.get(name, shape)
+        })?;
+        let read = read.into_inner();
+        let in_layer = |name: &str| LAYERS.iter().any(|path| name.starts_with(path));
+        let harmless = |name: &str| BUFFERS.iter().any(|buffer| name.ends_with(buffer));
+        match weights.names().find(|name| in_layer(name) && !harmless(name) && !read.contains(*name)) {
+            Some(name) => Err(ModelError::SurplusTensor { name: name.to_owned() }),
+            None => Ok(model),
+        }
     }
 
     pub(super) fn from_source(config: ModelConfig, source: Source<'_>) -> Result<Self> {

@@ -19,6 +19,7 @@ pub mod norm;
 pub mod qk_norm;
 pub mod rms_norm;
 pub mod rope;
+pub mod rope_scaling;
 pub mod soft_cap;
 pub mod swiglu;
 
