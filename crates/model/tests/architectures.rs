@@ -149,3 +149,20 @@ fn a_tensor_that_the_configuration_gives_no_place_is_refused() {
     let error = copy(&|text| text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1")).unwrap_err();
     assert!(error.contains("model.layers.1."), "{error}");
 }
+
+#[test]
+fn gpt2_as_the_hub_has_it_without_the_name_of_the_body_and_with_buffers() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(golden("gpt2/model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut views: Vec<_> = tensors.tensors();
+    let mask = views[0].1.clone();
+    views.push(("transformer.h.0.attn.bias".to_owned(), mask));
+    let bare = views.into_iter().map(|(name, view)| (name.trim_start_matches("transformer.").to_owned(), view));
+    safetensors::serialize_to_file(bare, None, &folder.path().join("model.safetensors")).unwrap();
+    std::fs::copy(golden("gpt2/config.json"), folder.path().join("config.json")).unwrap();
+    let logits = |folder: &std::path::Path| {
+        Decoder::load(folder).unwrap().logits(&[5, 3, 60], None).unwrap().to_vec2::<f32>().unwrap()
+    };
+    assert_eq!(logits(folder.path()), logits(&golden("gpt2")));
+}
