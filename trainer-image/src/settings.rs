@@ -1,25 +1,19 @@
 //! From the settings people write to those of the training crate.
 
-use tunesmith_contract::settings::TrainingSettings;
-use tunesmith_model::Module;
+use serde_json::Value;
+use tunesmith_contract::settings::{Method, TrainingSettings};
+use tunesmith_model::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Module};
 use tunesmith_training::TrainingConfig;
 
-use crate::error::{Result, TrainerError};
+use crate::error::Result;
 
 /// The training crate's settings for a training split of `num_sequences` sequences.
 ///
 /// # Errors
-/// [`TrainerError::Usage`] for a target module that does not exist.
+/// [`tunesmith_model::ModelError::UnknownModule`] for a target module that does not exist.
 pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Result<TrainingConfig> {
-    let module = |name: &String| {
-        let unknown =
-            || TrainerError::Usage(format!("training.target_modules: {name:?} is no projection of a Llama layer"));
-        Module::from_name(name).ok_or_else(unknown)
-    };
     let mut config = TrainingConfig {
-        rank: settings.rank as usize,
-        alpha: settings.alpha as f32,
-        target_modules: settings.target_modules.iter().map(module).collect::<Result<_>>()?,
+        loraplus_lr_ratio: settings.loraplus_lr_ratio,
         learning_rate: settings.learning_rate,
         warmup_ratio: settings.warmup_ratio,
         epochs: settings.epochs as usize,
@@ -35,7 +29,41 @@ pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Res
     // `max_steps` shortens a run and never lengthens it
     let limit = settings.max_steps as usize;
     config.max_steps = (limit > 0 && limit < config.total_steps(num_sequences)).then_some(limit);
+    config.adapter = adapter(settings, config.total_steps(num_sequences))?;
     Ok(config)
+}
+
+/// The adapter of a run of `total` steps, over which AdaLoRA lays out its budget.
+fn adapter(settings: &TrainingSettings, total: usize) -> Result<AdapterConfig> {
+    let modules = |names: Vec<&str>| {
+        names.into_iter().map(|name| Module::from_name(name, &Module::ALL)).collect::<Result<Vec<_>, _>>()
+    };
+    let (rank, alpha) = (settings.rank as usize, settings.alpha as f32);
+    let lora = |use_rslora, use_dora| tunesmith_model::Method::Lora(LoraConfig { rank, alpha, use_rslora, use_dora });
+    let method = match settings.method {
+        Method::Lora => lora(false, false),
+        Method::Rslora => lora(true, false),
+        Method::Dora => lora(false, true),
+        Method::Adalora => {
+            let (ada, usual) = (&settings.adalora, AdaLoraConfig::for_steps(total));
+            tunesmith_model::Method::AdaLora(AdaLoraConfig {
+                init_r: ada.init_r as usize,
+                target_r: ada.target_r as usize,
+                alpha,
+                tinit: ada.tinit.map_or(usual.tinit, |steps| steps as usize),
+                tfinal: ada.tfinal.map_or(usual.tfinal, |steps| steps as usize),
+                delta_t: ada.delta_t as usize,
+                beta1: ada.beta1,
+                beta2: ada.beta2,
+                orth_reg_weight: ada.orth_reg_weight,
+                total_step: total,
+            })
+        }
+        Method::Ia3 => tunesmith_model::Method::Ia3(Ia3Config {
+            feedforward_modules: modules(settings.feedforward_modules.iter().map(String::as_str).collect())?,
+        }),
+    };
+    Ok(AdapterConfig { method, target_modules: modules(settings.targets())? })
 }
 
 /// The settings in which two configurations differ in a way that changes the result.
@@ -43,9 +71,23 @@ pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Res
 pub fn differences(a: &TrainingConfig, b: &TrainingConfig) -> Vec<String> {
     let b = TrainingConfig { checkpoint_every: a.checkpoint_every, ..b.clone() };
     let (Ok(a), Ok(b)) = (serde_json::to_value(a), serde_json::to_value(b)) else { return vec!["unreadable".into()] };
-    let keys = a.as_object().into_iter().flat_map(|map| map.keys());
-    let differing = keys.filter(|key| a.get(key) != b.get(key));
-    differing.map(|key| format!("{key} {} instead of {}", a[key], b[key])).collect()
+    let mut found = Vec::new();
+    compare("", &a, &b, &mut found);
+    found
+}
+
+/// Goes into objects with the same keys, so that the one setting is named which differs.
+fn compare(path: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
+    match (a, b) {
+        (Value::Object(of_a), Value::Object(of_b)) if of_a.keys().eq(of_b.keys()) => {
+            for (key, value) in of_a {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                compare(&path, value, &of_b[key], found);
+            }
+        }
+        _ if a != b => found.push(format!("{path} {a} instead of {b}")),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -61,10 +103,29 @@ mod tests {
     }
 
     #[test]
+    fn the_budget_of_adalora_is_laid_out_over_the_steps_of_the_run() {
+        let mut settings = TrainingSettings { method: Method::Adalora, max_steps: 40, ..TrainingSettings::default() };
+        let of = |settings: &TrainingSettings| {
+            let ada = training_config(settings, 1000).unwrap().adapter.adalora().unwrap().clone();
+            (ada.tinit, ada.tfinal, ada.total_step)
+        };
+        assert_eq!(of(&settings), (4, 20, 40));
+        settings.adalora.tinit = Some(7);
+        assert_eq!(of(&settings), (7, 20, 40));
+    }
+
+    #[test]
     fn differences_are_named_and_checkpoint_every_is_none() {
         let a = training_config(&TrainingSettings::default(), 10).unwrap();
         let b = TrainingConfig { checkpoint_every: 1, ..a.clone() };
         assert!(differences(&a, &b).is_empty());
-        assert_eq!(differences(&a, &TrainingConfig { rank: 4, ..b }), ["rank 16 instead of 4"]);
+        let other = TrainingConfig { adapter: AdapterConfig::lora(4, 32.0), ..b };
+        assert_eq!(differences(&a, &other), ["adapter.method.lora.rank 16 instead of 4"]);
+        let dora =
+            training_config(&TrainingSettings { method: Method::Dora, ..TrainingSettings::default() }, 10).unwrap();
+        assert_eq!(differences(&a, &dora), ["adapter.method.lora.use_dora false instead of true"]);
+        let ia3 =
+            training_config(&TrainingSettings { method: Method::Ia3, ..TrainingSettings::default() }, 10).unwrap();
+        assert_eq!(differences(&a, &ia3).len(), 2, "method and modules");
     }
 }

@@ -1,6 +1,6 @@
 //! Generation: keys and values of past tokens are kept, each new token costs one row.
 
-use crate::adapters::lora::LoraAdapter;
+use crate::adapters::Adapter;
 use crate::error::{ModelError, Result};
 use crate::llama::Llama;
 use crate::ops::linear::{Sizes, product};
@@ -50,7 +50,7 @@ impl Llama {
 
     /// Appends `ids` to the conversation in `cache` and returns the logits `[V]` after the last of them. A whole prompt is one
     /// call; each generated token is another. On an error the cache is left as it was.
-    pub fn advance(&self, cache: &mut KvCache, ids: &[u32], adapter_opt: Option<&LoraAdapter>) -> Result<Vec<f32>> {
+    pub fn advance(&self, cache: &mut KvCache, ids: &[u32], adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         if ids.is_empty() {
             return Err(ModelError::EmptyBatch);
         }
@@ -72,12 +72,7 @@ impl Llama {
         }
     }
 
-    fn advance_unchecked(
-        &self,
-        cache: &mut KvCache,
-        ids: &[u32],
-        adapter_opt: Option<&LoraAdapter>,
-    ) -> Result<Vec<f32>> {
+    fn advance_unchecked(&self, cache: &mut KvCache, ids: &[u32], adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         let (past, m, heads) = (cache.len, ids.len(), self.heads());
         let (q_width, kv_width) = (heads.query * heads.size, heads.key_value * heads.size);
         let positions: Vec<u32> = (past..past + m).map(|position| position as u32).collect();
@@ -113,27 +108,31 @@ impl Llama {
 
 #[cfg(test)]
 mod tests {
-    use crate::llama::tests::{busy_adapter, tiny_model};
+    use crate::adapters::testing::every_method;
+    use crate::llama::tests::tiny_model;
 
     #[test]
-    fn prompt_and_steps_equal_the_whole_text() {
+    fn prompt_and_steps_equal_the_whole_text_with_every_method() {
         let model = tiny_model();
-        let adapter = busy_adapter(&model);
         let ids: Vec<u32> = (0..90).map(|i| i * 11 % 48).collect();
-        let wanted = model.logits(&ids, Some(&adapter)).unwrap().to_vec2::<f32>().unwrap();
-        let mut cache = model.new_cache();
-        let near = |got: &[f32], row: usize| {
-            for (a, b) in got.iter().zip(&wanted[row]) {
-                assert!((a - b).abs() < 1e-4, "row {row}: {a} {b}");
+        for (method, adapter) in every_method(&model) {
+            let wanted = model.logits(&ids, Some(&adapter)).unwrap().to_vec2::<f32>().unwrap();
+            let base = model.logits(&ids, None).unwrap().to_vec2::<f32>().unwrap();
+            assert!(wanted[89].iter().zip(&base[89]).any(|(a, b)| (a - b).abs() > 1e-2), "{method} changes nothing");
+            let mut cache = model.new_cache();
+            let near = |got: &[f32], row: usize| {
+                for (a, b) in got.iter().zip(&wanted[row]) {
+                    assert!((a - b).abs() < 1e-4, "{method} row {row}: {a} {b}");
+                }
+            };
+            near(&model.advance(&mut cache, &ids[..70], Some(&adapter)).unwrap(), 69);
+            for row in 70..80 {
+                near(&model.advance(&mut cache, &ids[row..=row], Some(&adapter)).unwrap(), row);
             }
-        };
-        near(&model.advance(&mut cache, &ids[..70], Some(&adapter)).unwrap(), 69);
-        for row in 70..80 {
-            near(&model.advance(&mut cache, &ids[row..=row], Some(&adapter)).unwrap(), row);
+            cache.truncate(40);
+            near(&model.advance(&mut cache, &ids[40..90], Some(&adapter)).unwrap(), 89);
+            assert_eq!(cache.len(), 90);
         }
-        cache.truncate(40);
-        near(&model.advance(&mut cache, &ids[40..90], Some(&adapter)).unwrap(), 89);
-        assert_eq!(cache.len(), 90);
     }
 
     #[test]

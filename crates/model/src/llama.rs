@@ -8,13 +8,12 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use crate::adapters::Module;
-use crate::adapters::lora::{LayerAdapters, LoraAdapter};
+use crate::adapters::{Adapter, LayerAdapters, Module};
 use crate::batch::Batch;
 use crate::config::LlamaConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::attention::{self, Heads, Segments};
-use crate::ops::linear::{AdaptedLinear, Inner, PairGradient, Sizes, WantsDx, product};
+use crate::ops::linear::{AdaptedLinear, Inner, ModuleGradient, Sizes, Wants, WantsDx, product};
 use crate::ops::rope::{self, Direction, RopeTable};
 use crate::ops::{cross_entropy, host, rms_norm, swiglu, tensor};
 use crate::weights::Weights;
@@ -60,8 +59,10 @@ pub struct LossGradients {
     pub row_losses: Vec<f32>,
     /// Rows with a target.
     pub num_targets: usize,
-    /// Gradients in the order of [`LoraAdapter::parameters`].
+    /// Gradients in the order of [`Adapter::parameters`].
     pub gradients: Vec<Tensor>,
+    /// For each gradient the squared norm of what each sequence of the batch adds to it; empty unless asked for.
+    pub example_norms: Vec<Vec<f64>>,
 }
 
 impl LossGradients {
@@ -106,7 +107,7 @@ impl Llama {
     }
 
     /// Logits `[n, V]` of every token of the sequence `ids`. For comparisons and short texts: memory grows with `n · V`.
-    pub fn logits(&self, ids: &[u32], adapter_opt: Option<&LoraAdapter>) -> Result<Tensor> {
+    pub fn logits(&self, ids: &[u32], adapter_opt: Option<&Adapter>) -> Result<Tensor> {
         let batch = Batch::new(ids.to_vec(), vec![cross_entropy::IGNORE; ids.len()], vec![ids.len()])?;
         let (hidden, _) = self.forward(&batch, adapter_opt, &mut None)?;
         let (x, w) = (host(&hidden)?, host(&self.head)?);
@@ -117,13 +118,23 @@ impl Llama {
     }
 
     /// Negative log-likelihood in nats of every row's target; 0 where there is none.
-    pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&LoraAdapter>) -> Result<Vec<f32>> {
+    pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         let (hidden, _) = self.forward(batch, adapter_opt, &mut None)?;
         cross_entropy::forward(&hidden, &self.head, batch.targets())
     }
 
     /// Losses and the gradients of `scale · Σ losses` for every tensor of the adapter.
-    pub fn loss_and_gradients(&self, batch: &Batch, adapter: &LoraAdapter, scale: f32) -> Result<LossGradients> {
+    pub fn loss_and_gradients(&self, batch: &Batch, adapter: &Adapter, scale: f32) -> Result<LossGradients> {
+        self.forward_backward(batch, adapter, scale, false)
+    }
+
+    /// The same with [`LossGradients::example_norms`], from the same backward pass: what differentially private training clips
+    /// by. The batch's sequences are the examples.
+    pub fn loss_gradients_and_norms(&self, batch: &Batch, adapter: &Adapter, scale: f32) -> Result<LossGradients> {
+        self.forward_backward(batch, adapter, scale, true)
+    }
+
+    fn forward_backward(&self, batch: &Batch, adapter: &Adapter, scale: f32, norms: bool) -> Result<LossGradients> {
         let mut kept = Some(Vec::with_capacity(self.layers.len()));
         let (hidden, last) = self.forward(batch, Some(adapter), &mut kept)?;
         let (row_losses, d_hidden) = cross_entropy::forward_backward(&hidden, &self.head, batch.targets(), scale)?;
@@ -134,22 +145,24 @@ impl Llama {
         let mut by_layer = Vec::with_capacity(self.layers.len());
         let layers = self.layers.iter().enumerate().zip(kept.unwrap_or_default()).rev();
         for ((index, layer), kept) in layers {
-            let wants_dx = if index == 0 { WantsDx::No } else { WantsDx::Yes };
+            let dx_wanted = if index == 0 { WantsDx::No } else { WantsDx::Yes };
+            let wants = Wants { dx: dx_wanted, norms_of: norms.then_some(&segments) };
             let place =
                 Place { model: self, segments: &segments, positions: &positions, adapters: adapter.layer(index) };
-            let (next, gradients) = layer.backward(dx, kept, &place, wants_dx)?;
+            let (next, gradients) = layer.backward(dx, kept, &place, wants)?;
             dx = next;
             by_layer.push(gradients);
         }
         let num_targets = batch.num_targets();
-        Ok(LossGradients { row_losses, num_targets, gradients: in_parameter_order(by_layer) })
+        let (gradients, example_norms) = in_parameter_order(by_layer);
+        Ok(LossGradients { row_losses, num_targets, gradients, example_norms })
     }
 
     /// Final normalised hidden states `[n, h]`; fills `kept` when it is `Some`.
     fn forward(
         &self,
         batch: &Batch,
-        adapter_opt: Option<&LoraAdapter>,
+        adapter_opt: Option<&Adapter>,
         kept: &mut Option<Vec<Kept>>,
     ) -> Result<(Tensor, LastNorm)> {
         self.check_adapter(adapter_opt)?;
@@ -190,7 +203,7 @@ impl Llama {
     }
 
     /// The adapter must have as many layers and matrices of the sizes that this model has.
-    pub fn check_adapter(&self, adapter_opt: Option<&LoraAdapter>) -> Result<()> {
+    pub fn check_adapter(&self, adapter_opt: Option<&Adapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
         let (found, wanted) = (adapter.num_layers(), self.layers.len());
         if found != wanted {
@@ -199,10 +212,11 @@ impl Llama {
         }
         for index in 0..wanted {
             for module in Module::ALL {
-                let Some(pair) = adapter.layer(index).and_then(|layer| layer.get(module)) else { continue };
-                let (found, wanted) = ([pair.b.dim(0)?, pair.a.dim(1)?], self.config.module_shape(module));
-                if found != wanted {
-                    let reason = format!("it is for a matrix {found:?}, the model's is {wanted:?}");
+                let Some(of_module) = adapter.layer(index).and_then(|layer| layer.get(module)) else { continue };
+                let wanted = self.config.module_shape(module);
+                if !of_module.fits(wanted) {
+                    let found: Vec<_> = of_module.parameters().iter().map(|(name, t)| (*name, t.dims())).collect();
+                    let reason = format!("its tensors {found:?} do not fit the model's matrix {wanted:?}");
                     return Err(ModelError::AdapterMismatch {
                         name: format!("model.layers.{index}.{}", module.path()),
                         reason,
@@ -211,6 +225,16 @@ impl Llama {
             }
         }
         Ok(())
+    }
+
+    /// Length of each row of the frozen matrix of `module` in layer `index`.
+    pub(crate) fn row_norms(&self, index: usize, module: Module) -> Result<Vec<f32>> {
+        let layer = self.layers.get(index).into_iter();
+        let mut linears = layer.flat_map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
+        match linears.find_map(|linear| linear.row_norms(module)) {
+            Some(norms) => norms,
+            None => Err(Module::unknown(module.name(), &Module::ALL)),
+        }
     }
 
     pub(crate) fn eps(&self) -> f32 {
@@ -304,11 +328,12 @@ impl Layer {
         dx: Tensor,
         kept: Kept,
         place: &Place<'_>,
-        wants_dx: WantsDx,
-    ) -> Result<(Tensor, Vec<PairGradient>)> {
+        wants: Wants<'_>,
+    ) -> Result<(Tensor, Vec<ModuleGradient>)> {
         let (model, adapters) = (place.model, place.adapters);
         let mut gradients = Vec::new();
-        let mut through = |linear: &AdaptedLinear, dy: &Tensor, x: &Tensor, inner: &Inner, wants: WantsDx| {
+        let inside = Wants { dx: WantsDx::Yes, ..wants };
+        let mut through = |linear: &AdaptedLinear, dy: &Tensor, x: &Tensor, inner: &Inner, wants: Wants<'_>| {
             let (dx, new) = linear.backward(dy, x, inner, adapters, wants)?;
             gradients.extend(new);
             Ok::<_, ModelError>(dx)
@@ -316,19 +341,19 @@ impl Layer {
         let needed = |dx: Option<Tensor>| dx.ok_or(ModelError::EmptyBatch);
 
         let hidden = swiglu::forward(&kept.gate_up)?;
-        let d_hidden = needed(through(&self.down, &dx, &hidden, &kept.down_inner, WantsDx::Yes)?)?;
+        let d_hidden = needed(through(&self.down, &dx, &hidden, &kept.down_inner, inside)?)?;
         drop(hidden);
         let d_gate_up = swiglu::backward(&d_hidden, &kept.gate_up)?;
         let normed = rms_norm::recompute(&kept.middle, &self.mlp_norm, &kept.mlp_rms)?;
-        let d_normed = needed(through(&self.gate_up, &d_gate_up, &normed, &kept.gate_up_inner, WantsDx::Yes)?)?;
+        let d_normed = needed(through(&self.gate_up, &d_gate_up, &normed, &kept.gate_up_inner, inside)?)?;
         let dx = rms_norm::backward(&d_normed, &kept.middle, &self.mlp_norm, &kept.mlp_rms, Some(&dx))?;
 
-        let d_attended = needed(through(&self.o, &dx, &kept.attended, &kept.o_inner, WantsDx::Yes)?)?;
+        let d_attended = needed(through(&self.o, &dx, &kept.attended, &kept.o_inner, inside)?)?;
         let heads = model.heads();
         let d_qkv = attention::backward(&d_attended, &kept.qkv, &kept.attended, &kept.log_sums, place.segments, heads)?;
         place.rotate(&d_qkv, Direction::Backward)?;
         let normed = rms_norm::recompute(&kept.x, &self.attention_norm, &kept.attention_rms)?;
-        let d_normed = through(&self.qkv, &d_qkv, &normed, &kept.qkv_inner, wants_dx)?;
+        let d_normed = through(&self.qkv, &d_qkv, &normed, &kept.qkv_inner, wants)?;
         let dx = match d_normed {
             Some(d_normed) => {
                 rms_norm::backward(&d_normed, &kept.x, &self.attention_norm, &kept.attention_rms, Some(&dx))?
@@ -339,11 +364,17 @@ impl Layer {
     }
 }
 
-fn in_parameter_order(by_layer: Vec<Vec<PairGradient>>) -> Vec<Tensor> {
-    let mut ordered = Vec::new();
+/// Gradients, and the norms of each example's own.
+fn in_parameter_order(by_layer: Vec<Vec<ModuleGradient>>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
+    let mut ordered = (Vec::new(), Vec::new());
     for mut gradients in by_layer.into_iter().rev() {
         gradients.sort_by_key(|gradient| gradient.module);
-        ordered.extend(gradients.into_iter().flat_map(|gradient| [gradient.a, gradient.b]));
+        for gradient in gradients.into_iter().flat_map(|gradient| gradient.tensors) {
+            ordered.0.push(gradient.value);
+            if !gradient.example_norms.is_empty() {
+                ordered.1.push(gradient.example_norms);
+            }
+        }
     }
     ordered
 }
@@ -351,9 +382,9 @@ fn in_parameter_order(by_layer: Vec<Vec<PairGradient>>) -> Vec<Tensor> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::adapters::lora::LoraConfig;
+    use crate::adapters::AdapterConfig;
+    use crate::adapters::testing::every_method;
     use crate::ops::testing::{check_gradient, random};
-    use crate::rng::Rng;
 
     pub fn tiny_model() -> Llama {
         let config = LlamaConfig::tiny();
@@ -389,13 +420,9 @@ pub(crate) mod tests {
         }
     }
 
-    /// An adapter whose `B` is not zero, so that every gradient is.
-    pub fn busy_adapter(model: &Llama) -> LoraAdapter {
-        let config = LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::default() };
-        let mut adapter = LoraAdapter::new(config, model.config(), 1).unwrap();
-        let mut rng = Rng::new(5, 5);
-        adapter.update(|_, values| values.iter_mut().for_each(|v| *v = (rng.uniform() - 0.5) * 0.4)).unwrap();
-        adapter
+    /// LoRA on every module, none of whose gradients is zero.
+    pub fn busy_adapter(model: &Llama) -> Adapter {
+        every_method(model).remove(0).1
     }
 
     fn batch() -> Batch {
@@ -406,29 +433,66 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_adapter_gradient_agrees_with_finite_differences() {
+    fn every_gradient_of_every_method_agrees_with_finite_differences() {
         let model = tiny_model();
-        let adapter = busy_adapter(&model);
-        let result = model.loss_and_gradients(&batch(), &adapter, 0.25).unwrap();
-        let num_parameters = adapter.parameters().len();
-        assert_eq!(result.gradients.len(), num_parameters);
-        assert_eq!(result.num_targets, 22);
-        for index in 0..num_parameters {
-            let (name, value) = &adapter.parameters()[index];
-            let gradient = &result.gradients[index];
-            assert_eq!(gradient.dims(), value.dims(), "{name}");
-            assert!(host(gradient).unwrap().iter().any(|v| *v != 0.0), "{name} gets no gradient");
-            check_gradient(value, gradient, 5e-3, |changed| {
-                let mut copy = adapter.snapshot().unwrap();
-                let changed = host(changed).unwrap();
-                copy.update(|i, values| {
-                    if i == index {
-                        values.copy_from_slice(&changed)
-                    }
-                })
-                .unwrap();
-                0.25 * model.row_losses(&batch(), Some(&copy)).unwrap().iter().map(|l| f64::from(*l)).sum::<f64>()
-            });
+        for (method, adapter) in every_method(&model) {
+            let result = model.loss_and_gradients(&batch(), &adapter, 0.25).unwrap();
+            let parameters = adapter.parameters();
+            assert_eq!((result.gradients.len(), result.num_targets), (parameters.len(), 22), "{method}");
+            for (index, (name, value)) in parameters.iter().enumerate() {
+                let gradient = &result.gradients[index];
+                assert_eq!(gradient.dims(), value.dims(), "{method} {name}");
+                assert!(host(gradient).unwrap().iter().any(|v| *v != 0.0), "{method} {name} gets no gradient");
+                if method == "dora" && !name.ends_with("magnitude_vector") {
+                    continue; // the norm counts as a constant: linear.rs holds that constant, parity compares with peft
+                }
+                check_gradient(value, gradient, 5e-3, |changed| {
+                    let mut copy = adapter.snapshot().unwrap();
+                    let changed = host(changed).unwrap();
+                    copy.update(|i, values| {
+                        if i == index {
+                            values.copy_from_slice(&changed)
+                        }
+                    })
+                    .unwrap();
+                    0.25 * model.row_losses(&batch(), Some(&copy)).unwrap().iter().map(|l| f64::from(*l)).sum::<f64>()
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn norms_of_each_example_equal_its_gradient_computed_alone() {
+        let model = tiny_model();
+        // three tokens: shorter than the rank of AdaLoRA
+        let (ids, targets) = (batch().ids().to_vec(), batch().targets().to_vec());
+        let lengths = vec![3, 6, 14];
+        let packed = Batch::new(ids.clone(), targets.clone(), lengths.clone()).unwrap();
+        for (method, adapter) in every_method(&model) {
+            let together = model.loss_gradients_and_norms(&packed, &adapter, 0.25).unwrap();
+            let mut start = 0;
+            for (example, length) in lengths.iter().enumerate() {
+                let range = start..start + length;
+                start += length;
+                let one = Batch::new(ids[range.clone()].to_vec(), targets[range].to_vec(), vec![*length]).unwrap();
+                let alone = model.loss_and_gradients(&one, &adapter, 0.25).unwrap();
+                assert!(alone.example_norms.is_empty(), "not asked for");
+                for ((name, _), (norms, own)) in
+                    adapter.parameters().iter().zip(together.example_norms.iter().zip(&alone.gradients))
+                {
+                    let wanted: f64 = host(own).unwrap().iter().map(|v| f64::from(*v).powi(2)).sum();
+                    let relative = (norms[example] / wanted - 1.0).abs();
+                    assert!(wanted > 0.0 && relative < 1e-5, "{method} {name} example {example}: {relative:e}");
+                }
+            }
+            assert_eq!(together.example_norms.len(), adapter.parameters().len(), "{method}");
+            let plain = model.loss_and_gradients(&packed, &adapter, 0.25).unwrap();
+            for (a, b) in plain.gradients.iter().zip(&together.gradients) {
+                assert!(
+                    *host(a).unwrap() == *host(b).unwrap(),
+                    "{method}: norms must not change a bit of the gradients"
+                );
+            }
         }
     }
 
@@ -452,23 +516,32 @@ pub(crate) mod tests {
     #[test]
     fn gradients_are_the_same_to_the_bit_at_any_number_of_threads() {
         let model = tiny_model();
-        let adapter = busy_adapter(&model);
-        let run = |num_threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-            let result = pool.install(|| model.loss_and_gradients(&batch(), &adapter, 1.0)).unwrap();
-            let values: Vec<Vec<f32>> = result.gradients.iter().map(|g| host(g).unwrap().to_vec()).collect();
-            (result.row_losses, values)
-        };
-        let one = run(1);
-        assert!(one == run(2) && one == run(3));
+        for (method, adapter) in every_method(&model) {
+            let run = |num_threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+                let result = pool.install(|| model.loss_gradients_and_norms(&batch(), &adapter, 1.0)).unwrap();
+                let values: Vec<Vec<f32>> = result.gradients.iter().map(|g| host(g).unwrap().to_vec()).collect();
+                (result.row_losses, values, result.example_norms)
+            };
+            let one = run(1);
+            assert!(one == run(2) && one == run(3), "{method}");
+        }
     }
 
     #[test]
     fn an_adapter_for_another_model_and_too_long_a_text_are_refused() {
         let model = tiny_model();
-        let other = LlamaConfig { hidden_size: 64, ..LlamaConfig::tiny() };
-        let adapter = LoraAdapter::new(LoraConfig::default(), &other, 1).unwrap();
-        assert!(matches!(model.logits(&[1, 2], Some(&adapter)), Err(ModelError::AdapterMismatch { .. })));
+        for (method, adapter) in every_method(&model) {
+            let mut other = tiny_model();
+            other.config.hidden_size = 64;
+            other.config.intermediate_size = 80;
+            let refused = other.check_adapter(Some(&adapter));
+            assert!(matches!(refused, Err(ModelError::AdapterMismatch { .. })), "{method}");
+        }
+        let gate = Module::from_name("gate", &Module::ALL).unwrap_err().to_string();
+        assert!(gate.contains("\"gate\"") && gate.contains("gate_proj up_proj"), "{gate}");
+        let rank_zero = AdapterConfig::lora(0, 1.0);
+        assert!(Adapter::new(rank_zero, &model, 1).unwrap_err().to_string().contains("rank = 0"));
         assert!(matches!(model.logits(&[1; 257], None), Err(ModelError::TooManyPositions { length: 257, limit: 256 })));
         assert!(matches!(model.logits(&[48], None), Err(ModelError::TokenOutOfRange { id: 48, vocabulary: 48 })));
         assert!(matches!(model.logits(&[], None), Err(ModelError::EmptyBatch)));

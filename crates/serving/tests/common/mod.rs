@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, path::Path};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, json};
 use tempfile::TempDir;
-use tunesmith_model::{Llama, LoraAdapter, LoraConfig, peft, rng::Rng};
+use tunesmith_model::{Adapter, AdapterConfig, Llama, peft, rng::Rng};
 use tunesmith_serving::{Engine, Limits, ServedModel};
 
 pub const CONTEXT: usize = 200;
@@ -25,8 +25,7 @@ pub fn folder() -> TempDir {
     write_tokenizer(&base);
     write_weights(&base);
     let llama = Llama::load(&base).unwrap();
-    let config = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::new(config, llama.config(), 1).unwrap();
+    let mut adapter = Adapter::new(AdapterConfig::lora(4, 8.0), &llama, 1).unwrap();
     let mut rng = Rng::new(9, 0);
     adapter.update(|_, values| values.iter_mut().for_each(|v| *v = (rng.uniform() - 0.5) * 0.5)).unwrap();
     peft::save(&adapter, &folder.path().join("adapter"), "tiny").unwrap();
