@@ -22,6 +22,8 @@ def main(base, adapter, expected):
     warnings.simplefilter("error")  # peft reports missing or surplus tensors as warnings
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # peft warns of the rank_pattern of every AdaLoRA adapter, its own included, and then uses it
+    warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with open(expected) as file:
         golden = json.load(file)

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Tensor, TensorId};
 use rayon::prelude::*;
 
+use super::factor::{scale, scale_and_keep};
 use super::gradient::{TensorGradient, columns};
 use super::lora::Lora;
 use super::start::{Make, Start};
@@ -71,13 +72,7 @@ impl Dora {
     /// Turns the columns of `y`, which hold `x Wᵀ`, into `g ∘ v`; returns `u` and `v`.
     pub(crate) fn forward(&self, site: Site<'_>, x: &Tensor, y: &mut [f32], row_stride: usize) -> Result<Vec<Tensor>> {
         let u = self.lora.forward(x, y, row_stride)?;
-        let factors = self.factors(site)?;
-        let mut v = Vec::with_capacity(u.dim(0)? * site.len);
-        for row in y.chunks_mut(row_stride) {
-            let row = &mut row[..site.len];
-            v.extend_from_slice(row);
-            row.iter_mut().zip(&factors).for_each(|(y, factor)| *y *= factor);
-        }
+        let v = scale_and_keep(y, row_stride, &self.factors(site)?);
         Ok(vec![u, tensor(v, (x.dim(0)?, site.len))?])
     }
 
@@ -95,10 +90,7 @@ impl Dora {
         let inverse: Vec<f32> = norms.iter().map(|norm| 1.0 / norm).collect();
         let v = View::new(&vs, n, len, len);
         let gradient = columns(View::new(dy, n, len, row_stride), v, Some(&inverse), &[len], examples)?;
-        let factors = self.factors(site)?;
-        for row in dy.chunks_mut(row_stride) {
-            row[..len].iter_mut().zip(&factors).for_each(|(dy, factor)| *dy *= factor);
-        }
+        scale(dy, row_stride, &self.factors(site)?);
         Ok(gradient)
     }
 
@@ -120,14 +112,14 @@ impl Dora {
     }
 
     fn norms(&self, site: Site<'_>) -> Result<Arc<Vec<f32>>> {
-        let mut known = self.norms.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) =
-            known.as_ref().filter(|known| known.weight == site.weight.id() && known.first_row == site.start)
-        {
+        let lock = || self.norms.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |known: &&Known| known.weight == site.weight.id() && known.first_row == site.start;
+        if let Some(known) = lock().as_ref().filter(is_same) {
             return Ok(Arc::clone(&known.norms));
         }
+        // measured without the lock: the thread pool may start another forward pass while this one waits for its tasks
         let norms = Arc::new(self.measure(site)?);
-        *known = Some(Known { weight: site.weight.id(), first_row: site.start, norms: Arc::clone(&norms) });
+        *lock() = Some(Known { weight: site.weight.id(), first_row: site.start, norms: Arc::clone(&norms) });
         Ok(norms)
     }
 

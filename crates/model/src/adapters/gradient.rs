@@ -8,11 +8,15 @@
 //! `t · a · b`. With the small ranks of adapters `G_i` itself wins for all but the shortest sequences.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::ops::attention::Segments;
 use crate::ops::gemm::{Threads, View, ViewMut, Write, gemm};
 use crate::ops::tensor;
+
+/// Columns that one task adds up: their sums stay in the first-level cache, whatever the number of rows.
+const COLUMNS: usize = 128;
 
 /// Gradient of one adapter tensor.
 #[derive(Debug, Clone)]
@@ -67,11 +71,13 @@ pub(crate) fn columns(
 ) -> Result<TensorGradient> {
     let sums = |start: usize, end: usize| {
         let mut sums = vec![0.0f64; p.cols()];
-        for row in start..end {
-            for ((sum, p), q) in sums.iter_mut().zip(p.row(row)).zip(q.row(row)) {
-                *sum += f64::from(*p) * f64::from(*q);
+        sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(block, sums)| {
+            let columns = block * COLUMNS..block * COLUMNS + sums.len();
+            for row in start..end {
+                let (p, q) = (&p.row(row)[columns.clone()], &q.row(row)[columns.clone()]);
+                sums.iter_mut().zip(p).zip(q).for_each(|((sum, p), q)| *sum += f64::from(*p) * f64::from(*q));
             }
-        }
+        });
         if let Some(factors) = factors_opt {
             sums.iter_mut().zip(factors).for_each(|(sum, factor)| *sum *= f64::from(*factor));
         }

@@ -8,6 +8,7 @@
 
 use candle_core::Tensor;
 
+use super::factor::{scale, scale_and_keep};
 use super::gradient::{TensorGradient, columns};
 use super::start::{Make, Start};
 use crate::error::Result;
@@ -48,20 +49,15 @@ impl Ia3 {
 
     /// `l ∘ x`.
     pub(crate) fn scaled_input(&self, x: &Tensor) -> Result<Tensor> {
-        let (xs, l) = (host(x)?, host(&self.l)?);
-        let scaled = xs.chunks_exact(l.len()).flat_map(|row| row.iter().zip(l.iter()).map(|(x, l)| x * l));
-        tensor(scaled.collect(), x.dims())
+        let (mut scaled, l) = (host(x)?.to_vec(), host(&self.l)?);
+        scale(&mut scaled, l.len(), &l);
+        tensor(scaled, x.dims())
     }
 
     /// Multiplies the columns of `y`, which hold `v`; returns `v`.
     pub(crate) fn forward_outputs(&self, y: &mut [f32], row_stride: usize) -> Result<Tensor> {
         let l = host(&self.l)?;
-        let mut v = Vec::new();
-        for row in y.chunks_mut(row_stride) {
-            let row = &mut row[..l.len()];
-            v.extend_from_slice(row);
-            row.iter_mut().zip(l.iter()).for_each(|(y, l)| *y *= l);
-        }
+        let v = scale_and_keep(y, row_stride, &l);
         let n = v.len() / l.len().max(1);
         tensor(v, (n, l.len()))
     }
@@ -77,9 +73,7 @@ impl Ia3 {
         let ((n, len), vs, l) = (v.dims2()?, host(v)?, host(&self.l)?);
         let dy_view = View::new(dy, n, len, row_stride);
         let gradient = columns(dy_view, View::new(&vs, n, len, len), None, self.l.dims(), examples)?;
-        for row in dy.chunks_mut(row_stride) {
-            row[..len].iter_mut().zip(l.iter()).for_each(|(dy, l)| *dy *= l);
-        }
+        scale(dy, row_stride, &l);
         Ok(gradient)
     }
 
@@ -93,9 +87,7 @@ impl Ia3 {
         let ((n, width), xs, l) = (x.dims2()?, host(x)?, host(&self.l)?);
         let (d, x) = (View::new(dx, n, width, width), View::new(&xs, n, width, width));
         let gradient = columns(d, x, None, self.l.dims(), examples)?;
-        for row in dx.chunks_exact_mut(width) {
-            row.iter_mut().zip(l.iter()).for_each(|(dx, l)| *dx *= l);
-        }
+        scale(dx, width, &l);
         Ok(gradient)
     }
 

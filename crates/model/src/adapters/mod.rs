@@ -7,6 +7,7 @@ pub mod adalora;
 mod adapter;
 mod config;
 pub mod dora;
+mod factor;
 pub mod gradient;
 pub mod ia3;
 pub mod lora;
