@@ -125,16 +125,22 @@ impl Llama {
 
     /// Losses and the gradients of `scale · Σ losses` for every tensor of the adapter.
     pub fn loss_and_gradients(&self, batch: &Batch, adapter: &Adapter, scale: f32) -> Result<LossGradients> {
-        self.forward_backward(batch, adapter, scale, false)
+        self.forward_backward(batch, adapter, scale, ExampleNorms::Skip)
     }
 
     /// The same with [`LossGradients::example_norms`], from the same backward pass: what differentially private training clips
     /// by. The batch's sequences are the examples.
     pub fn loss_gradients_and_norms(&self, batch: &Batch, adapter: &Adapter, scale: f32) -> Result<LossGradients> {
-        self.forward_backward(batch, adapter, scale, true)
+        self.forward_backward(batch, adapter, scale, ExampleNorms::Measure)
     }
 
-    fn forward_backward(&self, batch: &Batch, adapter: &Adapter, scale: f32, norms: bool) -> Result<LossGradients> {
+    fn forward_backward(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        scale: f32,
+        norms: ExampleNorms,
+    ) -> Result<LossGradients> {
         let mut kept = Some(Vec::with_capacity(self.layers.len()));
         let (hidden, last) = self.forward(batch, Some(adapter), &mut kept)?;
         let (row_losses, d_hidden) = cross_entropy::forward_backward(&hidden, &self.head, batch.targets(), scale)?;
@@ -146,7 +152,7 @@ impl Llama {
         let layers = self.layers.iter().enumerate().zip(kept.unwrap_or_default()).rev();
         for ((index, layer), kept) in layers {
             let dx_wanted = if index == 0 { WantsDx::No } else { WantsDx::Yes };
-            let wants = Wants { dx: dx_wanted, norms_of: norms.then_some(&segments) };
+            let wants = Wants { dx: dx_wanted, norms_of: (norms == ExampleNorms::Measure).then_some(&segments) };
             let place =
                 Place { model: self, segments: &segments, positions: &positions, adapters: adapter.layer(index) };
             let (next, gradients) = layer.backward(dx, kept, &place, wants)?;
@@ -248,6 +254,13 @@ impl Llama {
             size: self.config.head_dim,
         }
     }
+}
+
+/// Whether the backward pass measures what each sequence adds to the gradients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ExampleNorms {
+    Skip,
+    Measure,
 }
 
 /// What the backward pass needs of the final normalisation.
@@ -384,7 +397,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::adapters::AdapterConfig;
     use crate::adapters::testing::every_method;
-    use crate::ops::testing::{check_gradient, random};
+    use crate::ops::testing::random;
 
     pub fn tiny_model() -> Llama {
         let config = LlamaConfig::tiny();
@@ -425,75 +438,12 @@ pub(crate) mod tests {
         every_method(model).remove(0).1
     }
 
-    fn batch() -> Batch {
+    /// Two sequences with a gap in the targets.
+    pub fn batch() -> Batch {
         let ids: Vec<u32> = (0..23).map(|i| i * 7 % 48).collect();
         let mut targets: Vec<u32> = (0..23).map(|i| (i * 5 + 1) % 48).collect();
         targets[4] = cross_entropy::IGNORE;
         Batch::new(ids, targets, vec![9, 14]).unwrap()
-    }
-
-    #[test]
-    fn every_gradient_of_every_method_agrees_with_finite_differences() {
-        let model = tiny_model();
-        for (method, adapter) in every_method(&model) {
-            let result = model.loss_and_gradients(&batch(), &adapter, 0.25).unwrap();
-            let parameters = adapter.parameters();
-            assert_eq!((result.gradients.len(), result.num_targets), (parameters.len(), 22), "{method}");
-            for (index, (name, value)) in parameters.iter().enumerate() {
-                let gradient = &result.gradients[index];
-                assert_eq!(gradient.dims(), value.dims(), "{method} {name}");
-                assert!(host(gradient).unwrap().iter().any(|v| *v != 0.0), "{method} {name} gets no gradient");
-                if method == "dora" && !name.ends_with("magnitude_vector") {
-                    continue; // the norm counts as a constant: linear.rs holds that constant, parity compares with peft
-                }
-                check_gradient(value, gradient, 5e-3, |changed| {
-                    let mut copy = adapter.snapshot().unwrap();
-                    let changed = host(changed).unwrap();
-                    copy.update(|i, values| {
-                        if i == index {
-                            values.copy_from_slice(&changed)
-                        }
-                    })
-                    .unwrap();
-                    0.25 * model.row_losses(&batch(), Some(&copy)).unwrap().iter().map(|l| f64::from(*l)).sum::<f64>()
-                });
-            }
-        }
-    }
-
-    #[test]
-    fn norms_of_each_example_equal_its_gradient_computed_alone() {
-        let model = tiny_model();
-        // three tokens: shorter than the rank of AdaLoRA
-        let (ids, targets) = (batch().ids().to_vec(), batch().targets().to_vec());
-        let lengths = vec![3, 6, 14];
-        let packed = Batch::new(ids.clone(), targets.clone(), lengths.clone()).unwrap();
-        for (method, adapter) in every_method(&model) {
-            let together = model.loss_gradients_and_norms(&packed, &adapter, 0.25).unwrap();
-            let mut start = 0;
-            for (example, length) in lengths.iter().enumerate() {
-                let range = start..start + length;
-                start += length;
-                let one = Batch::new(ids[range.clone()].to_vec(), targets[range].to_vec(), vec![*length]).unwrap();
-                let alone = model.loss_and_gradients(&one, &adapter, 0.25).unwrap();
-                assert!(alone.example_norms.is_empty(), "not asked for");
-                for ((name, _), (norms, own)) in
-                    adapter.parameters().iter().zip(together.example_norms.iter().zip(&alone.gradients))
-                {
-                    let wanted: f64 = host(own).unwrap().iter().map(|v| f64::from(*v).powi(2)).sum();
-                    let relative = (norms[example] / wanted - 1.0).abs();
-                    assert!(wanted > 0.0 && relative < 1e-5, "{method} {name} example {example}: {relative:e}");
-                }
-            }
-            assert_eq!(together.example_norms.len(), adapter.parameters().len(), "{method}");
-            let plain = model.loss_and_gradients(&packed, &adapter, 0.25).unwrap();
-            for (a, b) in plain.gradients.iter().zip(&together.gradients) {
-                assert!(
-                    *host(a).unwrap() == *host(b).unwrap(),
-                    "{method}: norms must not change a bit of the gradients"
-                );
-            }
-        }
     }
 
     #[test]
@@ -510,21 +460,6 @@ pub(crate) mod tests {
         }
         for (a, b) in packed.iter().zip(alone) {
             assert!((a - b).abs() < 1e-5);
-        }
-    }
-
-    #[test]
-    fn gradients_are_the_same_to_the_bit_at_any_number_of_threads() {
-        let model = tiny_model();
-        for (method, adapter) in every_method(&model) {
-            let run = |num_threads| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-                let result = pool.install(|| model.loss_gradients_and_norms(&batch(), &adapter, 1.0)).unwrap();
-                let values: Vec<Vec<f32>> = result.gradients.iter().map(|g| host(g).unwrap().to_vec()).collect();
-                (result.row_losses, values, result.example_norms)
-            };
-            let one = run(1);
-            assert!(one == run(2) && one == run(3), "{method}");
         }
     }
 

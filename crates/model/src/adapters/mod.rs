@@ -14,6 +14,8 @@ pub mod lora;
 mod module_adapter;
 mod rank_allocator;
 mod start;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
