@@ -1,6 +1,6 @@
 //! Generation: keys and values of past tokens are kept, each new token costs one row.
 
-use crate::adapters::lora::LoraAdapter;
+use crate::adapters::Adapter;
 use crate::decoder::{Cached, Decoder};
 use crate::error::{ModelError, Result};
 
@@ -48,7 +48,7 @@ impl Decoder {
 
     /// Appends `ids` to the conversation in `cache` and returns the logits `[V]` after the last of them. A whole prompt is one
     /// call; each generated token is another. On an error the cache is left as it was.
-    pub fn advance(&self, cache: &mut KvCache, ids: &[u32], adapter_opt: Option<&LoraAdapter>) -> Result<Vec<f32>> {
+    pub fn advance(&self, cache: &mut KvCache, ids: &[u32], adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         if ids.is_empty() {
             return Err(ModelError::EmptyBatch);
         }
@@ -70,12 +70,7 @@ impl Decoder {
         }
     }
 
-    fn advance_unchecked(
-        &self,
-        cache: &mut KvCache,
-        ids: &[u32],
-        adapter_opt: Option<&LoraAdapter>,
-    ) -> Result<Vec<f32>> {
+    fn advance_unchecked(&self, cache: &mut KvCache, ids: &[u32], adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         let (past, m) = (cache.len, ids.len());
         let positions: Vec<u32> = (past..past + m).map(|position| position as u32).collect();
         let mut x = self.embed(ids, &positions)?;
@@ -94,31 +89,36 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decoder::tests::{busy_adapter, model, tiny_model, variants};
+    use crate::adapters::testing::every_method;
+    use crate::decoder::tests::{model, tiny_model, variants};
 
     #[test]
-    fn prompt_and_steps_equal_the_whole_text_in_every_variant() {
+    fn prompt_and_steps_equal_the_whole_text_in_every_variant_with_every_method() {
         for (variant, config) in variants() {
-            prompt_and_steps_equal_the_whole_text(variant, &model(config));
+            let model = model(config);
+            for (method, adapter) in every_method(&model) {
+                prompt_and_steps_equal_the_whole_text(&model, &adapter, &format!("{variant} {method}"));
+            }
         }
     }
 
-    fn prompt_and_steps_equal_the_whole_text(variant: &str, model: &Decoder) {
-        let adapter = busy_adapter(model);
+    fn prompt_and_steps_equal_the_whole_text(model: &Decoder, adapter: &Adapter, case: &str) {
         let ids: Vec<u32> = (0..90).map(|i| i * 11 % 48).collect();
-        let wanted = model.logits(&ids, Some(&adapter)).unwrap().to_vec2::<f32>().unwrap();
+        let wanted = model.logits(&ids, Some(adapter)).unwrap().to_vec2::<f32>().unwrap();
+        let base = model.logits(&ids, None).unwrap().to_vec2::<f32>().unwrap();
+        assert!(wanted[89].iter().zip(&base[89]).any(|(a, b)| (a - b).abs() > 1e-2), "{case} changes nothing");
         let mut cache = model.new_cache();
         let near = |got: &[f32], row: usize| {
             for (a, b) in got.iter().zip(&wanted[row]) {
-                assert!((a - b).abs() < 1e-5, "{variant} row {row}: {a} {b}");
+                assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{case} row {row}: {a} {b}");
             }
         };
-        near(&model.advance(&mut cache, &ids[..70], Some(&adapter)).unwrap(), 69);
+        near(&model.advance(&mut cache, &ids[..70], Some(adapter)).unwrap(), 69);
         for row in 70..80 {
-            near(&model.advance(&mut cache, &ids[row..=row], Some(&adapter)).unwrap(), row);
+            near(&model.advance(&mut cache, &ids[row..=row], Some(adapter)).unwrap(), row);
         }
         cache.truncate(40);
-        near(&model.advance(&mut cache, &ids[40..90], Some(&adapter)).unwrap(), 89);
+        near(&model.advance(&mut cache, &ids[40..90], Some(adapter)).unwrap(), 89);
         assert_eq!(cache.len(), 90);
     }
 

@@ -139,19 +139,19 @@ pub enum ModelError {
     #[error("adapter: {key} = {value} is not supported; {remedy}")]
     UnsupportedAdapter {
         /// The setting.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What to write instead.
         remedy: &'static str,
     },
-    /// Target modules that the base model does not have.
-    #[error("target_modules: the base model has no {targets}; name some of {projections}")]
-    NoSuchProjection {
-        /// The targets.
-        targets: String,
-        /// What can carry an adapter.
-        projections: String,
+    /// A target module that the model does not have.
+    #[error("target module {name:?} does not exist in this model; it has {existing}")]
+    UnknownModule {
+        /// The name.
+        name: String,
+        /// Those which exist.
+        existing: String,
     },
     /// An adapter that was trained for another base model.
     #[error("adapter tensor {name}: {reason}; the adapter belongs to another base model or is incomplete")]

@@ -17,8 +17,7 @@ pub mod rng;
 pub mod tokenizer;
 pub mod weights;
 
-pub use adapters::Module;
-pub use adapters::lora::{LoraAdapter, LoraConfig};
+pub use adapters::{AdaLoraConfig, Adapter, AdapterConfig, Ia3Config, LoraConfig, Method, Module, RankAllocator};
 pub use batch::Batch;
 pub use chat::{GenerationPrompt, Message, encode_conversation, encode_prompt};
 pub use config::ModelConfig;

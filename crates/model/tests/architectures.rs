@@ -6,8 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use safetensors::SafeTensors;
-use tunesmith_model::{Batch, Decoder, IGNORE, LoraAdapter, ModelError, Recompute, peft};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use tunesmith_model::rng::Rng;
+use tunesmith_model::{
+    Adapter, AdapterConfig, Batch, Decoder, IGNORE, LoraConfig, Method, ModelError, Recompute, peft,
+};
 
 fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens/architectures").join(path)
@@ -27,7 +31,7 @@ fn largest_difference(got: &[f32], wanted: &[f32]) -> f32 {
 
 /// Logits of three sequences, whole within 1e-4, and token by token through the cache within 1e-5 of the whole, relative to the
 /// largest logit.
-fn compare_logits(model: &Decoder, adapter: Option<&LoraAdapter>, path: &str) {
+fn compare_logits(model: &Decoder, adapter: Option<&Adapter>, path: &str) {
     let golden = tensors(path);
     for index in 0..3 {
         let ids: Vec<u32> = golden[&format!("ids.{index}")].iter().map(|id| *id as u32).collect();
@@ -76,7 +80,7 @@ fn compare(name: &str, with_lora: bool) {
     assert_eq!(names.len() + 4, wanted.len(), "peft has as many tensors");
     let mut worst = 0.0f32;
     for (tensor, gradient) in names.iter().zip(&result.gradients) {
-        let wanted = &wanted[&format!("base_model.model.{tensor}.weight")];
+        let wanted = &wanted[&format!("base_model.model.{tensor}")];
         let got = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let largest = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let difference = largest_difference(&got, wanted) / largest;
@@ -165,4 +169,55 @@ fn gpt2_as_the_hub_has_it_without_the_name_of_the_body_and_with_buffers() {
         Decoder::load(folder).unwrap().logits(&[5, 3, 60], None).unwrap().to_vec2::<f32>().unwrap()
     };
     assert_eq!(logits(folder.path()), logits(&golden("gpt2")));
+}
+
+/// The golden `name` with the adapter written into its weights, as `trainer export` does; with `bare` under the names of the hub.
+fn merged(name: &str, adapter: &Adapter, bare: bool) -> Decoder {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(golden(name).join("model.safetensors")).unwrap();
+    let (mut stored, mut merges) = (Vec::new(), adapter.merges());
+    for (tensor, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+        assert_eq!(view.dtype(), Dtype::F32, "{name} {tensor}");
+        let tensor = if bare { tensor.trim_start_matches("transformer.").to_owned() } else { tensor };
+        let mut values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        if let Some(merge) = merges.take(&tensor) {
+            merge.apply(view.shape(), &mut values).unwrap();
+        }
+        stored.push((
+            tensor,
+            view.shape().to_vec(),
+            values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>(),
+        ));
+    }
+    merges.finish().unwrap();
+    let views = stored
+        .iter()
+        .map(|(tensor, shape, bytes)| (tensor, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+    std::fs::copy(golden(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    Decoder::load(folder.path()).unwrap()
+}
+
+#[test]
+fn adapters_merge_into_fused_transposed_and_biased_projections() {
+    for (name, bare) in [("llama-biases", false), ("phi3", false), ("gemma2", false), ("gpt2", false), ("gpt2", true)] {
+        let model = Decoder::load(&golden(name)).unwrap();
+        let existing = model.config().modules();
+        let lora = |use_dora| AdapterConfig {
+            method: Method::Lora(LoraConfig { rank: 3, alpha: 6.0, use_rslora: false, use_dora }),
+            target_modules: existing.to_vec(),
+        };
+        for (method, config) in [("lora", lora(false)), ("dora", lora(true)), ("ia3", AdapterConfig::ia3(existing))] {
+            let mut adapter = Adapter::new(config, &model, 1).unwrap();
+            let mut rng = Rng::new(2, 2);
+            adapter.update(|_, values| values.iter_mut().for_each(|v| *v += (rng.uniform() - 0.5) * 0.2)).unwrap();
+            let logits = |model: &Decoder, adapter| {
+                model.logits(&[5, 3, 60, 2, 9], adapter).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let wanted = logits(&model, Some(&adapter));
+            assert!(largest_difference(&logits(&model, None), &wanted) > 1e-2, "{name} {method} changes nothing");
+            let difference = largest_difference(&logits(&merged(name, &adapter, bare), None), &wanted);
+            assert!(difference <= 1e-4, "{name} {method}: {difference}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use tunesmith_model::{Decoder, LoraAdapter, peft};
+use tunesmith_model::{Adapter, Decoder, peft};
 use tunesmith_training::adamw::AdamW;
 use tunesmith_training::schedule::Schedule;
 use tunesmith_training::step::accumulate;
@@ -48,9 +48,9 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     parsed.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
-fn values(adapter: &LoraAdapter) -> Vec<(String, Vec<f32>)> {
+fn values(adapter: &Adapter) -> Vec<(String, Vec<f32>)> {
     let flat = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    adapter.parameters().into_iter().map(|(name, t)| (format!("base_model.model.{name}.weight"), flat(t))).collect()
+    adapter.parameters().into_iter().map(|(name, t)| (format!("base_model.model.{name}"), flat(t))).collect()
 }
 
 /// Largest absolute difference over the largest value.

@@ -20,6 +20,7 @@ use tunesmith_contract::{
     keys::workspace,
     ledger::{ItemKey, RunRecord},
     plan::Plan,
+    settings::{Method, TrainingSettings},
     tasks::RequestApprovalInput,
 };
 use tunesmith_evaluation::{CostLine, DecisionPage, Fact, decision_page};
@@ -134,7 +135,7 @@ fn report(plan: &Plan, evaluation: &Evaluation, run: &RunRecord, live: Option<&L
     let facts = [
         fact("Run", plan.run.to_string()),
         fact("Dataset", plan.dataset.to_string()),
-        fact("Method", format!("LoRA, rank {}, alpha {}", training.rank, training.alpha)),
+        fact("Method", method(training)),
         fact("Steps", plan.steps.to_string()),
         fact("Tokens", plan.tokens.to_string()),
         fact("Attempts", format!("{} ({} interrupted)", run.attempts, run.interruptions)),
@@ -149,6 +150,20 @@ fn report(plan: &Plan, evaluation: &Evaluation, run: &RunRecord, live: Option<&L
         live_run: live.map(|l| &l.run),
         answer: None,
     })
+}
+
+fn method(training: &TrainingSettings) -> String {
+    let title = training.method.title();
+    match training.method {
+        Method::Lora | Method::Rslora | Method::Dora => {
+            format!("{title}, rank {}, alpha {}", training.rank, training.alpha)
+        }
+        Method::Adalora => {
+            let ranks = &training.adalora;
+            format!("{title}, rank {} to {}, alpha {}", ranks.init_r, ranks.target_r, training.alpha)
+        }
+        Method::Ia3 => title.to_owned(),
+    }
 }
 
 #[cfg(test)]

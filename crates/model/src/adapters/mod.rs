@@ -1,8 +1,32 @@
-//! What training changes: small matrices beside the frozen ones. One file per method.
+//! What training changes: small tensors beside the frozen matrices.
+//!
+//! One file per method ([`lora`], [`dora`], [`adalora`], [`ia3`]): formula, forward, backward, start, merging. They meet in
+//! [`ModuleAdapter`], which the adapted linear layer calls; an [`Adapter`] is all of them for one model.
 
+pub mod adalora;
+mod adapter;
+mod config;
+pub mod dora;
+mod factor;
+pub mod gradient;
+pub mod ia3;
 pub mod lora;
+mod merge;
+mod module_adapter;
+mod rank_allocator;
+mod start;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
+
+pub use adapter::{Adapter, LayerAdapters, Place};
+pub use config::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Method};
+pub use merge::{Merge, Merges};
+pub use module_adapter::ModuleAdapter;
+pub use rank_allocator::RankAllocator;
+
+use crate::error::{ModelError, Result};
 
 /// A projection that an adapter can sit on; its serialised form is Hugging Face's name.
 ///
@@ -120,10 +144,9 @@ impl Module {
         Self::ALL.into_iter().filter(means).collect()
     }
 
-    /// The module with this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|module| module.name() == name)
+    /// The module with this name among those that a model has; an error that names it and lists them when there is none.
+    pub fn from_name(name: &str, existing: &[Self]) -> Result<Self> {
+        existing.iter().copied().find(|module| module.name() == name).ok_or_else(|| Self::unknown(name, existing))
     }
 
     /// Whether the base stores the matrix as `[in, out]` (GPT-2's `Conv1D`), which `peft` calls `fan_in_fan_out`.
@@ -132,25 +155,77 @@ impl Module {
         Self::GPT2.contains(&self)
     }
 
-    pub(crate) fn index(self) -> usize {
-        self as usize
+    /// Whether keys or values come out of it.
+    #[must_use]
+    pub fn makes_keys_or_values(self) -> bool {
+        matches!(self, Self::K | Self::V | Self::Qkv | Self::CAttn)
+    }
+
+    /// Whether it is the last projection of the feed-forward layer.
+    #[must_use]
+    pub fn ends_feed_forward(self) -> bool {
+        matches!(self, Self::Down | Self::MlpCProj)
+    }
+
+    pub(crate) fn unknown(name: &str, existing: &[Self]) -> ModelError {
+        let existing: Vec<&str> = existing.iter().map(|module| module.name()).collect();
+        ModelError::UnknownModule { name: name.to_owned(), existing: existing.join(" ") }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
+    //! Adapters of every method for tests.
     use super::*;
+    use crate::decoder::Decoder;
+    use crate::rng::Rng;
 
-    #[test]
-    fn targets_are_read_as_peft_reads_them() {
-        for module in Module::ALL {
-            assert_eq!(Module::from_target(module.name()), [module]);
-            assert_eq!(serde_json::to_value(module).unwrap(), module.name());
-            assert_eq!(Module::from_name(module.name()), Some(module));
-        }
-        assert_eq!(Module::from_target("c_proj"), [Module::AttnCProj, Module::MlpCProj]);
-        assert_eq!(Module::from_target("mlp.c_fc"), [Module::CFc]);
-        assert!(Module::from_target("proj").is_empty());
-        assert!(Module::from_target("").is_empty());
+    /// Settings of each method under a name.
+    pub fn every_config(existing: &[Module]) -> Vec<(&'static str, AdapterConfig)> {
+        let on = |target_modules: &[Module], method| AdapterConfig { method, target_modules: target_modules.to_vec() };
+        let lora = |use_rslora, use_dora| {
+            // a scale near 2 for both: larger ones bend the loss more than finite differences can follow
+            let alpha = if use_rslora { 3.0 } else { 6.0 };
+            Method::Lora(LoraConfig { rank: 3, alpha, use_rslora, use_dora })
+        };
+        let ada =
+            AdaLoraConfig { init_r: 4, target_r: 2, alpha: 8.0, tinit: 2, tfinal: 3, ..AdaLoraConfig::for_steps(10) };
+        // up, too, takes factors on its inputs: beside a gate that takes none
+        let scaled = |keys_and_values: &[Module], feedforward_modules: &[Module]| {
+            let method = Method::Ia3(Ia3Config { feedforward_modules: feedforward_modules.to_vec() });
+            on(&[keys_and_values, feedforward_modules].concat(), method)
+        };
+        let ia3 = match existing {
+            [Module::Qkv, ..] => scaled(&[Module::Qkv], &[Module::GateUp, Module::Down]),
+            [Module::CAttn, ..] => scaled(&[Module::CAttn], &[Module::CFc, Module::MlpCProj]),
+            _ => scaled(&[Module::K, Module::V], &[Module::Up, Module::Down]),
+        };
+        let some: Vec<Module> = existing.iter().copied().step_by(2).collect();
+        vec![
+            ("lora", on(existing, lora(false, false))),
+            ("rslora", on(&some, lora(true, false))),
+            ("dora", on(existing, lora(false, true))),
+            ("adalora", on(existing, Method::AdaLora(ada))),
+            ("ia3", ia3),
+        ]
+    }
+
+    /// An adapter of each method, none of whose gradients is zero.
+    pub fn every_method(model: &Decoder) -> Vec<(&'static str, Adapter)> {
+        let busy = |(name, config)| {
+            let mut adapter = Adapter::new(config, model, 1).unwrap();
+            let mut rng = Rng::new(5, 5);
+            let shifts: Vec<f32> = adapter.parameters().iter().map(|(name, _)| start(name)).collect();
+            let change = |index: usize, values: &mut [f32]| {
+                values.iter_mut().for_each(|v| *v = shifts[index] + (rng.uniform() - 0.5) * 0.4);
+            };
+            adapter.update(change).unwrap();
+            (name, adapter)
+        };
+        every_config(model.config().modules()).into_iter().map(busy).collect()
+    }
+
+    fn start(name: &str) -> f32 {
+        if name.ends_with("magnitude_vector") || name.ends_with("ia3_l") { 1.0 } else { 0.0 }
     }
 }

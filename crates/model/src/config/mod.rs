@@ -137,16 +137,6 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses projections that this model does not have.
-    pub fn check_targets(&self, targets: &[Module]) -> Result<()> {
-        let names = |modules: &[Module]| modules.iter().map(|module| module.name()).collect::<Vec<_>>().join(", ");
-        let foreign: Vec<Module> = targets.iter().filter(|module| !self.modules().contains(module)).copied().collect();
-        if foreign.is_empty() {
-            return Ok(());
-        }
-        Err(ModelError::NoSuchProjection { targets: names(&foreign), projections: names(self.modules()) })
-    }
-
     /// `[out, in]` of a projection.
     #[must_use]
     pub fn module_shape(&self, module: Module) -> [usize; 2] {

@@ -4,10 +4,10 @@ use candle_core::Tensor;
 
 use super::residual::Residual;
 use super::{Gradients, Place, wanted};
-use crate::adapters::lora::LayerAdapters;
+use crate::adapters::LayerAdapters;
 use crate::error::Result;
 use crate::ops::attention::{self, Settings};
-use crate::ops::linear::{AdaptedLinear, Inner, WantsDx};
+use crate::ops::linear::{AdaptedLinear, Inner, Wants, WantsDx};
 use crate::ops::norm::{Norm, Normed};
 use crate::ops::qk_norm::{self, QkNorm};
 use crate::ops::rope::{self, Direction, RopeTable};
@@ -64,11 +64,12 @@ impl AttentionBlock {
         dy: &Tensor,
         kept: &Kept,
         place: &Place<'_>,
-        wants_dx: WantsDx,
+        wants: Wants<'_>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let d_out = self.residual.backward(dy, kept.out.as_ref())?;
-        let (d_attended, new) = self.o.backward(&d_out, &kept.attended, &kept.o_inner, place.adapters, WantsDx::Yes)?;
+        let inside = Wants { dx: WantsDx::Yes, ..wants };
+        let (d_attended, new) = self.o.backward(&d_out, &kept.attended, &kept.o_inner, place.adapters, inside)?;
         gradients.extend(new);
         let d_attended = wanted(d_attended)?;
         let qkv = &kept.projected.qkv;
@@ -79,7 +80,7 @@ impl AttentionBlock {
             norm.backward(&d_qkv, kept, self.settings.heads)?;
         }
         let hidden = self.norm.recompute(&kept.normed)?;
-        let (d_hidden, new) = self.qkv.backward(&d_qkv, &hidden, &kept.projected.inner, place.adapters, wants_dx)?;
+        let (d_hidden, new) = self.qkv.backward(&d_qkv, &hidden, &kept.projected.inner, place.adapters, wants)?;
         gradients.extend(new);
         match d_hidden {
             Some(d_hidden) => self.norm.backward(&d_hidden, &kept.normed, Some(dy)),

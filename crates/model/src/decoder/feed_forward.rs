@@ -4,10 +4,10 @@ use candle_core::Tensor;
 
 use super::residual::Residual;
 use super::{Gradients, wanted};
-use crate::adapters::lora::LayerAdapters;
+use crate::adapters::LayerAdapters;
 use crate::error::Result;
 use crate::ops::activation::Activation;
-use crate::ops::linear::{AdaptedLinear, Inner, WantsDx};
+use crate::ops::linear::{AdaptedLinear, Inner, Wants, WantsDx};
 use crate::ops::norm::{Norm, Normed};
 
 pub(crate) struct FeedForward {
@@ -37,22 +37,24 @@ impl FeedForward {
         Ok((y, Kept { normed, up, up_inner, down_inner, out }))
     }
 
-    /// Gradient with respect to `x`.
+    /// Gradient with respect to `x`, which is always wanted: attention lies before.
     pub fn backward(
         &self,
         dy: &Tensor,
         kept: &Kept,
         adapters: Option<&LayerAdapters>,
+        wants: Wants<'_>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
+        let inside = Wants { dx: WantsDx::Yes, ..wants };
         let d_out = self.residual.backward(dy, kept.out.as_ref())?;
         let active = self.activation.forward(&kept.up)?;
-        let (d_active, new) = self.down.backward(&d_out, &active, &kept.down_inner, adapters, WantsDx::Yes)?;
+        let (d_active, new) = self.down.backward(&d_out, &active, &kept.down_inner, adapters, inside)?;
         gradients.extend(new);
         drop(active);
         let d_up = self.activation.backward(&wanted(d_active)?, &kept.up)?;
         let hidden = self.norm.recompute(&kept.normed)?;
-        let (d_hidden, new) = self.up.backward(&d_up, &hidden, &kept.up_inner, adapters, WantsDx::Yes)?;
+        let (d_hidden, new) = self.up.backward(&d_up, &hidden, &kept.up_inner, adapters, inside)?;
         gradients.extend(new);
         self.norm.backward(&wanted(d_hidden)?, &kept.normed, Some(dy))
     }

@@ -13,14 +13,13 @@ use candle_core::Tensor;
 
 pub(crate) use self::attention::{AttentionBlock, Cached};
 pub(crate) use self::feed_forward::FeedForward;
-use crate::adapters::Module;
-use crate::adapters::lora::{LayerAdapters, LoraAdapter};
+use crate::adapters::{Adapter, LayerAdapters, Module};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::ops::attention::Segments;
 use crate::ops::head::Head;
-use crate::ops::linear::{PairGradient, WantsDx};
+use crate::ops::linear::{ModuleGradient, Wants, WantsDx};
 use crate::ops::norm::{Norm, Normed};
 use crate::ops::rope::RopeTable;
 use crate::ops::{cross_entropy, host, tensor};
@@ -58,7 +57,7 @@ enum Kept {
     Input(Tensor),
 }
 
-type Gradients = Vec<PairGradient>;
+type Gradients = Vec<ModuleGradient>;
 
 /// Result of one forward and backward pass.
 pub struct LossGradients {
@@ -66,8 +65,10 @@ pub struct LossGradients {
     pub row_losses: Vec<f32>,
     /// Rows with a target.
     pub num_targets: usize,
-    /// Gradients in the order of [`LoraAdapter::parameters`].
+    /// Gradients in the order of [`Adapter::parameters`].
     pub gradients: Vec<Tensor>,
+    /// For each gradient the squared norm of what each sequence of the batch adds to it; empty unless asked for.
+    pub example_norms: Vec<Vec<f64>>,
 }
 
 impl LossGradients {
@@ -86,14 +87,14 @@ impl Decoder {
     }
 
     /// Logits `[n, V]` of every token of the sequence `ids`. For comparisons and short texts: memory grows with `n · V`.
-    pub fn logits(&self, ids: &[u32], adapter_opt: Option<&LoraAdapter>) -> Result<Tensor> {
+    pub fn logits(&self, ids: &[u32], adapter_opt: Option<&Adapter>) -> Result<Tensor> {
         let batch = Batch::new(ids.to_vec(), vec![cross_entropy::IGNORE; ids.len()], vec![ids.len()])?;
         let (hidden, _) = self.forward(&batch, adapter_opt, |_, _| {})?;
         tensor(self.head.logits(&hidden)?, (ids.len(), self.config.vocab_size))
     }
 
     /// Negative log-likelihood in nats of every row's target; 0 where there is none.
-    pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&LoraAdapter>) -> Result<Vec<f32>> {
+    pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
         cross_entropy::forward(&hidden, &self.head, batch.targets())
     }
@@ -102,9 +103,32 @@ impl Decoder {
     pub fn loss_and_gradients(
         &self,
         batch: &Batch,
-        adapter: &LoraAdapter,
+        adapter: &Adapter,
         scale: f32,
         recompute: Recompute,
+    ) -> Result<LossGradients> {
+        self.forward_backward(batch, adapter, scale, recompute, ExampleNorms::Skip)
+    }
+
+    /// The same with [`LossGradients::example_norms`], from the same backward pass: what differentially private training clips
+    /// by. The batch's sequences are the examples.
+    pub fn loss_gradients_and_norms(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        scale: f32,
+        recompute: Recompute,
+    ) -> Result<LossGradients> {
+        self.forward_backward(batch, adapter, scale, recompute, ExampleNorms::Measure)
+    }
+
+    fn forward_backward(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        scale: f32,
+        recompute: Recompute,
+        norms: ExampleNorms,
     ) -> Result<LossGradients> {
         let mut kept = Vec::with_capacity(self.layers.len());
         let (hidden, last) = self.forward(batch, Some(adapter), |attention, feed_forward| {
@@ -121,21 +145,23 @@ impl Decoder {
         let positions = segments.positions();
         let mut by_layer = Vec::with_capacity(self.layers.len());
         for ((index, layer), kept) in self.layers.iter().enumerate().zip(kept).rev() {
-            let wants_dx = if index == 0 { WantsDx::No } else { WantsDx::Yes };
+            let dx_wanted = if index == 0 { WantsDx::No } else { WantsDx::Yes };
+            let wants = Wants { dx: dx_wanted, norms_of: (norms == ExampleNorms::Measure).then_some(&segments) };
             let place = self.place(&segments, &positions, adapter.layer(index));
             let mut gradients = Gradients::new();
-            dx = layer.backward(&dx, kept, &place, wants_dx, &mut gradients)?;
+            dx = layer.backward(&dx, kept, &place, wants, &mut gradients)?;
             by_layer.push(gradients);
         }
         let num_targets = batch.num_targets();
-        Ok(LossGradients { row_losses, num_targets, gradients: in_parameter_order(by_layer) })
+        let (gradients, example_norms) = in_parameter_order(by_layer);
+        Ok(LossGradients { row_losses, num_targets, gradients, example_norms })
     }
 
     /// Final normalised hidden states `[n, h]`; hands what the backward pass needs to `keep`, layer by layer.
     fn forward(
         &self,
         batch: &Batch,
-        adapter_opt: Option<&LoraAdapter>,
+        adapter_opt: Option<&Adapter>,
         mut keep: impl FnMut(attention::Kept, feed_forward::Kept),
     ) -> Result<(Tensor, Normed)> {
         self.check_adapter(adapter_opt)?;
@@ -192,26 +218,43 @@ impl Decoder {
     }
 
     /// The adapter must have as many layers and matrices of the sizes that this model has.
-    pub fn check_adapter(&self, adapter_opt: Option<&LoraAdapter>) -> Result<()> {
+    pub fn check_adapter(&self, adapter_opt: Option<&Adapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
-        self.config.check_targets(&adapter.config().target_modules)?;
+        adapter.config().validate(self.config.modules())?;
         let (found, wanted) = (adapter.num_layers(), self.layers.len());
         if found != wanted {
             let reason = format!("the adapter has {found} layers, the model {wanted}");
             return Err(ModelError::AdapterMismatch { name: format!("layer {}", found.min(wanted)), reason });
         }
         for index in 0..wanted {
-            for module in Module::ALL {
-                let Some(pair) = adapter.layer(index).and_then(|layer| layer.get(module)) else { continue };
-                let (found, wanted) = ([pair.b.dim(0)?, pair.a.dim(1)?], self.config.module_shape(module));
-                if found != wanted {
-                    let reason = format!("it is for a matrix {found:?}, the model's is {wanted:?}");
+            for (module, of_module) in adapter.layer(index).into_iter().flat_map(LayerAdapters::iter) {
+                let wanted = self.config.module_shape(module);
+                if !of_module.fits(wanted) {
+                    let found: Vec<_> = of_module.parameters().iter().map(|(name, t)| (*name, t.dims())).collect();
+                    let reason = format!("its tensors {found:?} do not fit the model's matrix {wanted:?}");
                     return Err(ModelError::AdapterMismatch { name: module.path_in(index), reason });
                 }
             }
         }
         Ok(())
     }
+
+    /// Length of each row of the frozen matrix of `module` in layer `index`.
+    pub(crate) fn row_norms(&self, index: usize, module: Module) -> Result<Vec<f32>> {
+        let layer = self.layers.get(index).map(|layer| (&layer.attention, &layer.feed_forward));
+        let linears = layer.map(|(first, second)| [&first.qkv, &first.o, &second.up, &second.down]);
+        match linears.into_iter().flatten().find_map(|linear| linear.row_norms(module)) {
+            Some(norms) => norms,
+            None => Err(Module::unknown(module.name(), self.config.modules())),
+        }
+    }
+}
+
+/// Whether the backward pass measures what each sequence adds to the gradients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ExampleNorms {
+    Skip,
+    Measure,
 }
 
 /// What a layer must know besides its input.
@@ -234,7 +277,7 @@ impl Layer {
         dy: &Tensor,
         kept: Kept,
         place: &Place<'_>,
-        wants_dx: WantsDx,
+        wants: Wants<'_>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let (attention, feed_forward) = match kept {
@@ -244,9 +287,9 @@ impl Layer {
                 (attention, feed_forward)
             }
         };
-        let d_middle = self.feed_forward.backward(dy, &feed_forward, place.adapters, gradients)?;
+        let d_middle = self.feed_forward.backward(dy, &feed_forward, place.adapters, wants, gradients)?;
         drop(feed_forward);
-        self.attention.backward(&d_middle, &attention, place, wants_dx, gradients)
+        self.attention.backward(&d_middle, &attention, place, wants, gradients)
     }
 }
 
@@ -255,11 +298,17 @@ fn wanted(dx: Option<Tensor>) -> Result<Tensor> {
     dx.ok_or_else(|| candle_core::Error::Msg("a linear layer gave no gradient of its input".into()).into())
 }
 
-fn in_parameter_order(by_layer: Vec<Gradients>) -> Vec<Tensor> {
-    let mut ordered = Vec::new();
+/// Gradients, and the norms of each example's own.
+fn in_parameter_order(by_layer: Vec<Gradients>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
+    let mut ordered = (Vec::new(), Vec::new());
     for mut gradients in by_layer.into_iter().rev() {
         gradients.sort_by_key(|gradient| gradient.module);
-        ordered.extend(gradients.into_iter().flat_map(|gradient| [gradient.a, gradient.b]));
+        for gradient in gradients.into_iter().flat_map(|gradient| gradient.tensors) {
+            ordered.0.push(gradient.value);
+            if !gradient.example_norms.is_empty() {
+                ordered.1.push(gradient.example_norms);
+            }
+        }
     }
     ordered
 }

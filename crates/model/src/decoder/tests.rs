@@ -1,8 +1,8 @@
 use super::*;
-use crate::adapters::lora::LoraConfig;
+use crate::adapters::AdapterConfig;
+use crate::adapters::testing::every_method;
 use crate::config::{Activation, Biases, Layout, NormKind, Positions};
-use crate::ops::testing::{check_gradient, random};
-use crate::rng::Rng;
+use crate::ops::testing::random;
 
 pub fn tiny_model() -> Decoder {
     model(ModelConfig::tiny())
@@ -48,17 +48,13 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
     ]
 }
 
-/// An adapter whose `B` is not zero, so that every gradient is.
-pub fn busy_adapter(model: &Decoder) -> LoraAdapter {
-    let target_modules = model.config().modules().to_vec();
-    let config = LoraConfig { rank: 3, alpha: 6.0, target_modules, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::new(config, model.config(), 1).unwrap();
-    let mut rng = Rng::new(5, 5);
-    adapter.update(|_, values| values.iter_mut().for_each(|v| *v = (rng.uniform() - 0.5) * 0.4)).unwrap();
-    adapter
+/// LoRA on every module, none of whose gradients is zero.
+pub fn busy_adapter(model: &Decoder) -> Adapter {
+    every_method(model).remove(0).1
 }
 
-fn batch() -> Batch {
+/// Two sequences with a gap in the targets.
+pub fn batch() -> Batch {
     let ids: Vec<u32> = (0..23).map(|i| i * 7 % 48).collect();
     let mut targets: Vec<u32> = (0..23).map(|i| (i * 5 + 1) % 48).collect();
     targets[4] = cross_entropy::IGNORE;
@@ -66,46 +62,17 @@ fn batch() -> Batch {
 }
 
 #[test]
-fn every_adapter_gradient_agrees_with_finite_differences_in_every_variant() {
+fn recomputed_layers_give_the_same_gradients_and_norms_to_the_bit() {
     for (variant, config) in variants() {
         let model = model(config);
-        let adapter = busy_adapter(&model);
-        let result = model.loss_and_gradients(&batch(), &adapter, 0.25, Recompute::Nothing).unwrap();
-        let num_parameters = adapter.parameters().len();
-        assert_eq!(result.gradients.len(), num_parameters);
-        assert_eq!(result.num_targets, 22);
-        for index in 0..num_parameters {
-            let (name, value) = &adapter.parameters()[index];
-            let gradient = &result.gradients[index];
-            println!("{variant} {name}"); // the captured output of a failed test names the tensor
-            assert_eq!(gradient.dims(), value.dims());
-            assert!(host(gradient).unwrap().iter().any(|v| *v != 0.0), "no gradient");
-            check_gradient(value, gradient, 5e-3, |changed| {
-                let mut copy = adapter.snapshot().unwrap();
-                let changed = host(changed).unwrap();
-                copy.update(|i, values| {
-                    if i == index {
-                        values.copy_from_slice(&changed)
-                    }
-                })
-                .unwrap();
-                0.25 * model.row_losses(&batch(), Some(&copy)).unwrap().iter().map(|l| f64::from(*l)).sum::<f64>()
-            });
+        for (method, adapter) in every_method(&model) {
+            let run = |recompute| {
+                let result = model.loss_gradients_and_norms(&batch(), &adapter, 1.0, recompute).unwrap();
+                let bits = |gradient: &Tensor| host(gradient).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                (result.row_losses, result.gradients.iter().map(bits).collect::<Vec<_>>(), result.example_norms)
+            };
+            assert!(run(Recompute::Nothing) == run(Recompute::Layers), "{variant} {method}");
         }
-    }
-}
-
-#[test]
-fn recomputed_layers_give_the_same_gradients_to_the_bit() {
-    for (variant, config) in variants() {
-        let model = model(config);
-        let adapter = busy_adapter(&model);
-        let run = |recompute| {
-            let result = model.loss_and_gradients(&batch(), &adapter, 1.0, recompute).unwrap();
-            let bits = |gradient: &Tensor| host(gradient).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            (result.row_losses, result.gradients.iter().map(bits).collect::<Vec<_>>())
-        };
-        assert!(run(Recompute::Nothing) == run(Recompute::Layers), "{variant}");
     }
 }
 
@@ -129,25 +96,19 @@ fn packed_sequences_equal_the_same_sequences_alone_in_every_variant() {
 }
 
 #[test]
-fn gradients_are_the_same_to_the_bit_at_any_number_of_threads() {
-    let model = tiny_model();
-    let adapter = busy_adapter(&model);
-    let run = |num_threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-        let result = pool.install(|| model.loss_and_gradients(&batch(), &adapter, 1.0, Recompute::Nothing)).unwrap();
-        let values: Vec<Vec<f32>> = result.gradients.iter().map(|g| host(g).unwrap().to_vec()).collect();
-        (result.row_losses, values)
-    };
-    let one = run(1);
-    assert!(one == run(2) && one == run(3));
-}
-
-#[test]
 fn an_adapter_for_another_model_and_too_long_a_text_are_refused() {
     let model = tiny_model();
-    let other = ModelConfig { hidden_size: 64, ..ModelConfig::tiny() };
-    let adapter = LoraAdapter::new(LoraConfig::default(), &other, 1).unwrap();
-    assert!(matches!(model.logits(&[1, 2], Some(&adapter)), Err(ModelError::AdapterMismatch { .. })));
+    for (method, adapter) in every_method(&model) {
+        let mut other = tiny_model();
+        other.config.hidden_size = 64;
+        other.config.intermediate_size = 80;
+        let refused = other.check_adapter(Some(&adapter));
+        assert!(matches!(refused, Err(ModelError::AdapterMismatch { .. })), "{method}");
+    }
+    let gate = Module::from_name("gate", &Module::LLAMA).unwrap_err().to_string();
+    assert!(gate.contains("\"gate\"") && gate.contains("gate_proj up_proj"), "{gate}");
+    let rank_zero = AdapterConfig::lora(0, 1.0);
+    assert!(Adapter::new(rank_zero, &model, 1).unwrap_err().to_string().contains("rank = 0"));
     assert!(matches!(model.logits(&[1; 257], None), Err(ModelError::TooManyPositions { length: 257, limit: 256 })));
     assert!(matches!(model.logits(&[48], None), Err(ModelError::TokenOutOfRange { id: 48, vocabulary: 48 })));
     assert!(matches!(model.logits(&[], None), Err(ModelError::EmptyBatch)));
@@ -155,7 +116,14 @@ fn an_adapter_for_another_model_and_too_long_a_text_are_refused() {
 
 #[test]
 fn targets_that_the_model_does_not_have_are_refused_with_those_that_it_has() {
-    let phi3 = ModelConfig { layout: Layout::Phi3, ..ModelConfig::tiny() };
-    let error = LoraAdapter::new(LoraConfig::default(), &phi3, 1).unwrap_err().to_string();
-    assert!(error.contains("q_proj") && error.contains("qkv_proj, o_proj, gate_up_proj, down_proj"), "{error}");
+    let phi3 = model(ModelConfig { layout: Layout::Phi3, ..ModelConfig::tiny() });
+    let llama = tiny_model();
+    let on_llama = Adapter::new(AdapterConfig::default(), &llama, 1).unwrap();
+    for error in [
+        Adapter::new(AdapterConfig::default(), &phi3, 1).unwrap_err(),
+        phi3.logits(&[1, 2], Some(&on_llama)).unwrap_err(),
+    ] {
+        let error = error.to_string();
+        assert!(error.contains("q_proj") && error.contains("qkv_proj o_proj gate_up_proj down_proj"), "{error}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tunesmith_contract::documents::Role;
-use tunesmith_model::{Decoder, KvCache, LoraAdapter, Message, ModelError, Tokenizer, encode_prompt, peft};
+use tunesmith_model::{Adapter, Decoder, KvCache, Message, ModelError, Tokenizer, encode_prompt, peft};
 
 use super::Prompt;
 use crate::openai::Weights;
@@ -13,7 +13,7 @@ pub struct ServedModel {
     name: String,
     model: Decoder,
     tokenizer: Tokenizer,
-    adapter_opt: Option<LoraAdapter>,
+    adapter_opt: Option<Adapter>,
 }
 
 impl ServedModel {
