@@ -10,7 +10,7 @@ use tunesmith_contract::{
     BaseModel, DocumentId,
     job::{BaseSource, Location},
 };
-use tunesmith_model::{Llama, Tokenizer};
+use tunesmith_model::{Decoder, Tokenizer};
 
 use crate::{
     blocking::blocking,
@@ -26,7 +26,7 @@ pub struct Base {
     /// Its files.
     pub folder: PathBuf,
     /// Its weights.
-    pub model: Arc<Llama>,
+    pub model: Arc<Decoder>,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
 }
@@ -53,7 +53,7 @@ impl Base {
         let (name, from, source) = (source.name.clone(), folder.clone(), source.clone());
         blocking(move || {
             let unknown = |error: tunesmith_model::ModelError| unknown(&source, error.to_string());
-            let model = Arc::new(Llama::load(&from).map_err(unknown)?);
+            let model = Arc::new(Decoder::load(&from).map_err(unknown)?);
             let tokenizer = Arc::new(Tokenizer::load(&from).map_err(unknown)?);
             Ok(Self { name, folder: from, model, tokenizer })
         })

@@ -11,7 +11,7 @@ use tunesmith_contract::{
     job::{Location, TrainJob},
 };
 use tunesmith_evaluation::{Bootstrap, DocumentLoss, Measured};
-use tunesmith_model::{LoraAdapter, peft};
+use tunesmith_model::{Adapter, peft};
 use tunesmith_training::{Dataset, ExampleLoss};
 
 use crate::{
@@ -49,7 +49,7 @@ impl TestSplit {
 }
 
 /// Loads an adapter for this base.
-pub async fn load_adapter(base: &Base, folder: &Path) -> Result<Arc<LoraAdapter>> {
+pub async fn load_adapter(base: &Base, folder: &Path) -> Result<Arc<Adapter>> {
     let (base, folder) = (base.clone(), folder.to_path_buf());
     blocking(move || Ok(Arc::new(peft::load(&folder, base.model.config())?))).await
 }
@@ -60,7 +60,7 @@ pub async fn fetch_adapter(
     base: &Base,
     from: &Location,
     what: &'static str,
-) -> Result<Arc<LoraAdapter>> {
+) -> Result<Arc<Adapter>> {
     load_adapter(base, &download_adapter(context, from, what).await?).await
 }
 
@@ -79,7 +79,7 @@ pub async fn download_adapter(context: &Context, from: &Location, what: &'static
 pub async fn evaluate(
     job: &TrainJob,
     base: &Base,
-    tuned: Arc<LoraAdapter>,
+    tuned: Arc<Adapter>,
     test: TestSplit,
     context: &Context,
 ) -> Result<Evaluation, Halt> {
@@ -99,8 +99,8 @@ pub async fn evaluate(
 async fn measure(
     job: &TrainJob,
     base: &Base,
-    tuned: Arc<LoraAdapter>,
-    live: Option<Arc<LoraAdapter>>,
+    tuned: Arc<Adapter>,
+    live: Option<Arc<Adapter>>,
     test: TestSplit,
 ) -> Result<Evaluation> {
     let test = Arc::new(test);
@@ -136,7 +136,7 @@ struct Scored {
     losses: Vec<DocumentLoss>,
 }
 
-async fn score(base: &Base, adapter: Option<Arc<LoraAdapter>>, test: &Arc<TestSplit>) -> Result<Scored> {
+async fn score(base: &Base, adapter: Option<Arc<Adapter>>, test: &Arc<TestSplit>) -> Result<Scored> {
     let (model, test) = (base.model.clone(), test.clone());
     blocking(move || {
         let losses = tunesmith_training::evaluate(&model, adapter.as_deref(), &test.dataset)?;

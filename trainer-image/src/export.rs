@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use tunesmith_contract::job::{ExportFormat, ExportJob, Location};
-use tunesmith_model::{Llama, LoraAdapter, Message, encode_prompt, peft};
+use tunesmith_model::{Adapter, Decoder, Message, encode_prompt, peft};
 
 use crate::{
     base::{Base, COMPANIONS},
@@ -43,7 +43,7 @@ pub async fn run(job: &ExportJob, context: &Context) -> Result<Location, Halt> {
     Ok(job.output.clone())
 }
 
-fn merged(base: &Base, adapter: &LoraAdapter, to: &Path) -> Result<()> {
+fn merged(base: &Base, adapter: &Adapter, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).map_err(TrainerError::io(to))?;
     let Merged { epsilon } = merge::write(&base.folder, adapter, to)?;
     for name in COMPANIONS {
@@ -60,11 +60,11 @@ fn copy(from: &Path, to: PathBuf) -> Result<()> {
 }
 
 /// The written model, read again, must answer as base and adapter do.
-fn check(base: &Base, adapter: &LoraAdapter, written: &Path, epsilon: f32) -> Result<()> {
+fn check(base: &Base, adapter: &Adapter, written: &Path, epsilon: f32) -> Result<()> {
     let prompt = [Message::new("user", "Does the exported model say the same?")];
     let tokens = encode_prompt(&base.tokenizer, &prompt).or_else(|_| base.tokenizer.encode(&prompt[0].content))?;
     let wanted = base.model.advance(&mut base.model.new_cache(), &tokens, Some(adapter))?;
-    let merged = Llama::load(written)?;
+    let merged = Decoder::load(written)?;
     let found = merged.advance(&mut merged.new_cache(), &tokens, None)?;
     let largest = wanted.iter().fold(1.0f32, |most, logit| most.max(logit.abs()));
     let difference = wanted.iter().zip(&found).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));

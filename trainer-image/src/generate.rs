@@ -1,19 +1,19 @@
 //! Greedy generation: the same tokens every time.
 
-use tunesmith_model::{Llama, LoraAdapter, ModelError, Tokenizer};
+use tunesmith_model::{Adapter, Decoder, ModelError, Tokenizer};
 
 /// What is generated for.
 #[derive(Clone, Copy)]
 pub struct Generator<'a> {
     /// The base model.
-    pub model: &'a Llama,
+    pub model: &'a Decoder,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
 }
 
 impl Generator<'_> {
     /// The answer to `prompt`, at most `most` tokens long; ends at a terminator or where the model's positions end.
-    pub fn greedy(&self, prompt: &[u32], most: usize, adapter_opt: Option<&LoraAdapter>) -> Result<String, ModelError> {
+    pub fn greedy(&self, prompt: &[u32], most: usize, adapter_opt: Option<&Adapter>) -> Result<String, ModelError> {
         let room = self.model.config().max_position_embeddings.saturating_sub(prompt.len());
         let mut cache = self.model.new_cache();
         let mut logits = self.model.advance(&mut cache, prompt, adapter_opt)?;

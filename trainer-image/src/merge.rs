@@ -1,7 +1,7 @@
-//! `W + s · B A`, written in the number format and the files of the base model.
+//! The adapter written into the weights, in the number format and the files of the base model.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use serde_json::Value;
-use tunesmith_model::{LoraAdapter, ModelError, Module};
+use tunesmith_model::{Adapter, ModelError, adapters::Merge};
 
 use crate::error::{Result, TrainerError};
 
@@ -25,9 +25,8 @@ pub struct Merged {
 }
 
 /// Writes every weight file of `base` to `to`, with the adapter merged in. One file is in memory at a time.
-pub fn write(base: &Path, adapter: &LoraAdapter, to: &Path) -> Result<Merged> {
-    let deltas = deltas(adapter)?;
-    let mut left: BTreeSet<&str> = deltas.keys().map(String::as_str).collect();
+pub fn write(base: &Path, adapter: &Adapter, to: &Path) -> Result<Merged> {
+    let mut merges = adapter.merges();
     let mut epsilon = 0.0f32;
     for name in files(base)? {
         let (from, target) = (base.join(&name), to.join(&name));
@@ -41,18 +40,13 @@ pub fn write(base: &Path, adapter: &LoraAdapter, to: &Path) -> Result<Merged> {
         let mut changed: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         let mut same = Vec::new();
         for (tensor, view) in tensors.tensors() {
-            let Some(delta) = deltas.get(&tensor) else {
+            let Some(merge) = merges.take(&tensor) else {
                 same.push((tensor, view));
                 continue;
             };
-            left.remove(tensor.as_str());
             epsilon = epsilon.max(rounding(view.dtype()));
-            changed.push((
-                tensor.clone(),
-                view.dtype(),
-                view.shape().to_vec(),
-                added(&tensor, &view, &delta.multiply())?,
-            ));
+            let bytes = merged(&tensor, &view, &merge)?;
+            changed.push((tensor.clone(), view.dtype(), view.shape().to_vec(), bytes));
         }
         let mut views: Vec<(String, TensorView<'_>)> = same;
         for (tensor, dtype, shape, bytes) in &changed {
@@ -63,10 +57,7 @@ pub fn write(base: &Path, adapter: &LoraAdapter, to: &Path) -> Result<Merged> {
         safetensors::serialize_to_file(views, header.metadata().clone(), &target)
             .map_err(|error| self::bad(&target, &error))?;
     }
-    if let Some(name) = left.first() {
-        let reason = "the base model has no such weight".to_owned();
-        return Err(ModelError::AdapterMismatch { name: (*name).to_owned(), reason }.into());
-    }
+    merges.finish()?;
     let index = base.join(INDEX);
     if index.exists() && !base.join(SINGLE).exists() {
         fs::copy(&index, to.join(INDEX)).map_err(TrainerError::io(&index))?;
@@ -74,69 +65,25 @@ pub fn write(base: &Path, adapter: &LoraAdapter, to: &Path) -> Result<Merged> {
     Ok(Merged { epsilon })
 }
 
-/// One projection's change, not yet multiplied out.
-struct Delta {
-    a: Vec<Vec<f32>>,
-    b: Vec<Vec<f32>>,
-    scale: f32,
-}
-
-impl Delta {
-    /// `s · B A`, row by row; sums in f64, so that the order does not matter at the precision of the result.
-    fn multiply(&self) -> Vec<f32> {
-        let width = self.a.first().map_or(0, Vec::len);
-        let mut out = Vec::with_capacity(self.b.len() * width);
-        let mut sums = vec![0.0f64; width];
-        for row in &self.b {
-            sums.fill(0.0);
-            for (factor, a) in row.iter().zip(&self.a) {
-                sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += f64::from(*factor) * f64::from(*a));
+/// The tensor with the adapter in it, computed in f32 and rounded to the tensor's own format.
+fn merged(name: &str, view: &TensorView<'_>, merge: &Merge<'_>) -> Result<Vec<u8>> {
+    let mut weight = Vec::with_capacity(view.data().len() / 2);
+    for value in view.data().chunks_exact(if view.dtype() == Dtype::F32 { 4 } else { 2 }) {
+        weight.push(match (view.dtype(), value) {
+            (Dtype::F32, [a, b, c, d]) => f32::from_le_bytes([*a, *b, *c, *d]),
+            (Dtype::F16, [a, b]) => f16::from_le_bytes([*a, *b]).to_f32(),
+            (Dtype::BF16, [a, b]) => bf16::from_le_bytes([*a, *b]).to_f32(),
+            (other, _) => {
+                return Err(ModelError::WrongDtype { name: name.to_owned(), found: format!("{other:?}") }.into());
             }
-            out.extend(sums.iter().map(|sum| (*sum * f64::from(self.scale)) as f32));
-        }
-        out
+        });
     }
-}
-
-/// By the name of the weight it changes.
-fn deltas(adapter: &LoraAdapter) -> Result<BTreeMap<String, Delta>> {
-    let mut deltas = BTreeMap::new();
-    for index in 0..adapter.num_layers() {
-        let Some(layer) = adapter.layer(index) else { continue };
-        for module in Module::ALL {
-            let Some(pair) = layer.get(module) else { continue };
-            let a = pair.a.to_vec2::<f32>().map_err(ModelError::from)?;
-            let b = pair.b.to_vec2::<f32>().map_err(ModelError::from)?;
-            let name = format!("model.layers.{index}.{}.weight", module.path());
-            deltas.insert(name, Delta { a, b, scale: layer.scale() });
-        }
-    }
-    Ok(deltas)
-}
-
-fn added(name: &str, view: &TensorView<'_>, delta: &[f32]) -> Result<Vec<u8>> {
-    let bytes = view.data();
-    let wrong =
-        || TrainerError::from(ModelError::WrongDtype { name: name.to_owned(), found: format!("{:?}", view.dtype()) });
-    let size = if view.dtype() == Dtype::F32 { 4 } else { 2 };
-    if bytes.len() != delta.len() * size {
-        let reason = format!("{} values in the base, {} in the adapter", bytes.len() / size, delta.len());
-        return Err(ModelError::AdapterMismatch { name: name.to_owned(), reason }.into());
-    }
-    let mut out = Vec::with_capacity(bytes.len());
-    for (old, delta) in bytes.chunks_exact(size).zip(delta) {
-        match (view.dtype(), old) {
-            (Dtype::F32, [a, b, c, d]) => out.extend((f32::from_le_bytes([*a, *b, *c, *d]) + delta).to_le_bytes()),
-            (Dtype::F16, [a, b]) => {
-                out.extend(f16::from_f32(f16::from_le_bytes([*a, *b]).to_f32() + delta).to_le_bytes())
-            }
-            (Dtype::BF16, [a, b]) => {
-                out.extend(bf16::from_f32(bf16::from_le_bytes([*a, *b]).to_f32() + delta).to_le_bytes())
-            }
-            _ => return Err(wrong()),
-        }
-    }
-    Ok(out)
+    merge.apply(view.shape(), &mut weight)?;
+    Ok(match view.dtype() {
+        Dtype::F16 => weight.into_iter().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::BF16 => weight.into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+        _ => weight.into_iter().flat_map(f32::to_le_bytes).collect(),
+    })
 }
 
 /// Half the distance between 1 and its neighbour.
@@ -168,30 +115,43 @@ fn bad(path: &Path, error: &SafeTensorError) -> TrainerError {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+    use tunesmith_model::{
+        Module,
+        adapters::{ModuleAdapter, Place, lora::Lora},
+    };
+
     use super::*;
 
-    #[test]
-    fn the_change_is_scale_times_b_times_a() {
-        let delta = Delta { a: vec![vec![1.0, 2.0, 3.0]], b: vec![vec![2.0], vec![-1.0]], scale: 0.5 };
-        assert_eq!(delta.multiply(), [1.0, 2.0, 3.0, -0.5, -1.0, -1.5]);
+    /// Adds `[0.5, -1.0]` to a row of two.
+    fn adapter() -> ModuleAdapter {
+        let tensor = |values: &[f32], shape: (usize, usize)| Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
+        ModuleAdapter::Lora(Lora { a: tensor(&[1.0, -2.0], (1, 2)), b: tensor(&[0.25], (1, 1)), scale: 2.0 })
+    }
+
+    fn place() -> Place {
+        Place { layer: 0, module: Module::Q, path: Module::Q.path_in(0) }
     }
 
     #[test]
     fn each_format_is_rounded_to_itself_and_others_are_refused() {
-        let merged = |dtype, bytes: &[u8]| {
+        let merge = |dtype, bytes: &[u8]| {
             let view = TensorView::new(dtype, vec![1, 2], bytes).unwrap();
-            added("w", &view, &[0.5, -1.0])
+            merged("w", &view, &Merge::of_weight(place(), &adapter()))
         };
         let f32s: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(
-            merged(Dtype::F32, &f32s).unwrap(),
-            [1.5f32, 1.0].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()
-        );
+        let wanted: Vec<u8> = [1.5f32, 1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(merge(Dtype::F32, &f32s).unwrap(), wanted);
         let bf16s: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
         let wanted: Vec<u8> = [1.5f32, 1.0].iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
-        assert_eq!(merged(Dtype::BF16, &bf16s).unwrap(), wanted);
-        assert!(merged(Dtype::I16, &bf16s).is_err());
-        let short = TensorView::new(Dtype::F32, vec![1], &f32s[..4]).unwrap();
-        assert!(added("w", &short, &[0.5, -1.0]).unwrap_err().to_string().contains("1 values in the base, 2"));
+        assert_eq!(merge(Dtype::BF16, &bf16s).unwrap(), wanted);
+        assert!(merge(Dtype::I16, &bf16s).is_err());
+        let short = TensorView::new(Dtype::F32, vec![1, 1], &f32s[..4]).unwrap();
+        assert!(
+            merged("w", &short, &Merge::of_weight(place(), &adapter()))
+                .unwrap_err()
+                .to_string()
+                .contains("tensor [1, 1]")
+        );
     }
 }

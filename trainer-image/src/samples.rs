@@ -4,7 +4,7 @@ use tunesmith_contract::{
     documents::{self, Example, Role},
     evaluation::Sample,
 };
-use tunesmith_model::{LoraAdapter, ModelError, encode_prompt};
+use tunesmith_model::{Adapter, ModelError, encode_prompt};
 
 use crate::{examples::turns, generate::Generator};
 
@@ -48,7 +48,7 @@ pub fn choose(lines: &[Example]) -> Vec<Question> {
 }
 
 /// Asks both models. A question that the model's template refuses or that is too long for it is left out.
-pub fn ask(generator: Generator<'_>, question: &Question, tuned: &LoraAdapter) -> Result<Option<Sample>, ModelError> {
+pub fn ask(generator: Generator<'_>, question: &Question, tuned: &Adapter) -> Result<Option<Sample>, ModelError> {
     let prompt = match &question.given {
         Given::Chat(messages) => encode_prompt(generator.tokenizer, &turns(messages)),
         Given::Text(text) => generator.tokenizer.encode(text),

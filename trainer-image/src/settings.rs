@@ -1,25 +1,23 @@
 //! From the settings people write to those of the training crate.
 
-use tunesmith_contract::settings::TrainingSettings;
-use tunesmith_model::Module;
+use serde_json::Value;
+use tunesmith_contract::settings::{Method, TrainingSettings};
+use tunesmith_model::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Module};
 use tunesmith_training::TrainingConfig;
 
-use crate::error::{Result, TrainerError};
+use crate::error::Result;
 
-/// The training crate's settings for a training split of `num_sequences` sequences.
+/// The training crate's settings for a base model with the modules `existing` and a training split of `num_sequences` sequences.
 ///
 /// # Errors
-/// [`TrainerError::Usage`] for a target module that does not exist.
-pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Result<TrainingConfig> {
-    let module = |name: &String| {
-        let unknown =
-            || TrainerError::Usage(format!("training.target_modules: {name:?} is no projection of a Llama layer"));
-        Module::from_name(name).ok_or_else(unknown)
-    };
+/// [`tunesmith_model::ModelError::UnknownModule`] for a target module that the base model does not have.
+pub fn training_config(
+    settings: &TrainingSettings,
+    existing: &[Module],
+    num_sequences: usize,
+) -> Result<TrainingConfig> {
     let mut config = TrainingConfig {
-        rank: settings.rank as usize,
-        alpha: settings.alpha as f32,
-        target_modules: settings.target_modules.iter().map(module).collect::<Result<_>>()?,
+        loraplus_lr_ratio: settings.loraplus_lr_ratio,
         learning_rate: settings.learning_rate,
         warmup_ratio: settings.warmup_ratio,
         epochs: settings.epochs as usize,
@@ -35,7 +33,46 @@ pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Res
     // `max_steps` shortens a run and never lengthens it
     let limit = settings.max_steps as usize;
     config.max_steps = (limit > 0 && limit < config.total_steps(num_sequences)).then_some(limit);
+    config.adapter = adapter(settings, existing, config.total_steps(num_sequences))?;
     Ok(config)
+}
+
+/// The adapter of a run of `total` steps, over which AdaLoRA lays out its budget.
+fn adapter(settings: &TrainingSettings, existing: &[Module], total: usize) -> Result<AdapterConfig> {
+    let modules =
+        |names: &[String]| names.iter().map(|name| Module::from_name(name, existing)).collect::<Result<Vec<_>, _>>();
+    let target_modules = match (settings.target_modules.is_empty(), settings.method) {
+        (false, _) => modules(&settings.target_modules)?,
+        (true, Method::Ia3) => AdapterConfig::ia3(existing).target_modules,
+        (true, _) => existing.to_vec(),
+    };
+    let (rank, alpha) = (settings.rank as usize, settings.alpha as f32);
+    let lora = |use_rslora, use_dora| tunesmith_model::Method::Lora(LoraConfig { rank, alpha, use_rslora, use_dora });
+    let method = match settings.method {
+        Method::Lora => lora(false, false),
+        Method::Rslora => lora(true, false),
+        Method::Dora => lora(false, true),
+        Method::Adalora => {
+            let (ada, usual) = (&settings.adalora, AdaLoraConfig::for_steps(total));
+            tunesmith_model::Method::AdaLora(AdaLoraConfig {
+                init_r: ada.init_r as usize,
+                target_r: ada.target_r as usize,
+                alpha,
+                tinit: ada.tinit.map_or(usual.tinit, |steps| steps as usize),
+                tfinal: ada.tfinal.map_or(usual.tfinal, |steps| steps as usize),
+                delta_t: ada.delta_t as usize,
+                beta1: ada.beta1,
+                beta2: ada.beta2,
+                orth_reg_weight: ada.orth_reg_weight,
+                total_step: total,
+            })
+        }
+        Method::Ia3 => tunesmith_model::Method::Ia3(match &settings.feedforward_modules {
+            Some(names) => Ia3Config { feedforward_modules: modules(names)? },
+            None => Ia3Config::for_targets(&target_modules),
+        }),
+    };
+    Ok(AdapterConfig { method, target_modules })
 }
 
 /// The settings in which two configurations differ in a way that changes the result.
@@ -43,9 +80,23 @@ pub fn training_config(settings: &TrainingSettings, num_sequences: usize) -> Res
 pub fn differences(a: &TrainingConfig, b: &TrainingConfig) -> Vec<String> {
     let b = TrainingConfig { checkpoint_every: a.checkpoint_every, ..b.clone() };
     let (Ok(a), Ok(b)) = (serde_json::to_value(a), serde_json::to_value(b)) else { return vec!["unreadable".into()] };
-    let keys = a.as_object().into_iter().flat_map(|map| map.keys());
-    let differing = keys.filter(|key| a.get(key) != b.get(key));
-    differing.map(|key| format!("{key} {} instead of {}", a[key], b[key])).collect()
+    let mut found = Vec::new();
+    compare("", &a, &b, &mut found);
+    found
+}
+
+/// Goes into objects with the same keys, so that the one setting is named which differs.
+fn compare(path: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
+    match (a, b) {
+        (Value::Object(of_a), Value::Object(of_b)) if of_a.keys().eq(of_b.keys()) => {
+            for (key, value) in of_a {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                compare(&path, value, &of_b[key], found);
+            }
+        }
+        _ if a != b => found.push(format!("{path} {a} instead of {b}")),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -56,15 +107,58 @@ mod tests {
     fn max_steps_shortens_a_run_and_never_lengthens_it() {
         let settings =
             |max_steps| TrainingSettings { max_steps, epochs: 2, batch_size: 4, ..TrainingSettings::default() };
-        let steps = |max_steps| training_config(&settings(max_steps), 10).unwrap().total_steps(10);
+        let steps = |max_steps| training_config(&settings(max_steps), &Module::LLAMA, 10).unwrap().total_steps(10);
         assert_eq!((steps(0), steps(4), steps(100)), (6, 4, 6));
     }
 
     #[test]
+    fn the_budget_of_adalora_is_laid_out_over_the_steps_of_the_run() {
+        let mut settings = TrainingSettings { method: Method::Adalora, max_steps: 40, ..TrainingSettings::default() };
+        let of = |settings: &TrainingSettings| {
+            let ada = training_config(settings, &Module::LLAMA, 1000).unwrap().adapter.adalora().unwrap().clone();
+            (ada.tinit, ada.tfinal, ada.total_step)
+        };
+        assert_eq!(of(&settings), (4, 20, 40));
+        settings.adalora.tinit = Some(7);
+        assert_eq!(of(&settings), (7, 20, 40));
+    }
+
+    #[test]
     fn differences_are_named_and_checkpoint_every_is_none() {
-        let a = training_config(&TrainingSettings::default(), 10).unwrap();
+        let a = training_config(&TrainingSettings::default(), &Module::LLAMA, 10).unwrap();
         let b = TrainingConfig { checkpoint_every: 1, ..a.clone() };
         assert!(differences(&a, &b).is_empty());
-        assert_eq!(differences(&a, &TrainingConfig { rank: 4, ..b }), ["rank 16 instead of 4"]);
+        let other = TrainingConfig { adapter: AdapterConfig::lora(4, 32.0), ..b };
+        assert_eq!(differences(&a, &other), ["adapter.method.lora.rank 16 instead of 4"]);
+        let of = |method| {
+            let settings = TrainingSettings { method, ..TrainingSettings::default() };
+            training_config(&settings, &Module::LLAMA, 10).unwrap()
+        };
+        let dora = of(Method::Dora);
+        assert_eq!(differences(&a, &dora), ["adapter.method.lora.use_dora false instead of true"]);
+        let ia3 = of(Method::Ia3);
+        assert_eq!(differences(&a, &ia3).len(), 2, "method and modules");
+    }
+
+    #[test]
+    fn the_modules_are_those_of_the_base_model() {
+        assert_eq!(Module::ALL.map(Module::name), tunesmith_contract::settings::TARGET_MODULES);
+        let adapter = |method, target_modules: &[&str], existing: &[Module]| {
+            let target_modules = target_modules.iter().map(|name| (*name).to_owned()).collect();
+            let settings = TrainingSettings { method, target_modules, ..TrainingSettings::default() };
+            training_config(&settings, existing, 10).map(|config| config.adapter)
+        };
+        for existing in [&Module::LLAMA[..], &Module::PHI3, &Module::GPT2] {
+            assert_eq!(adapter(Method::Dora, &[], existing).unwrap().target_modules, existing);
+            let ia3 = adapter(Method::Ia3, &[], existing).unwrap();
+            assert_eq!(ia3, AdapterConfig::ia3(existing));
+            ia3.validate(existing).unwrap();
+        }
+        let ia3 = |feedforward_modules| tunesmith_model::Method::Ia3(Ia3Config { feedforward_modules });
+        assert_eq!(adapter(Method::Ia3, &["c_fc"], &Module::GPT2).unwrap().method, ia3(vec![]));
+        let gpt2 = adapter(Method::Ia3, &["c_attn", "mlp.c_proj"], &Module::GPT2).unwrap();
+        assert_eq!(gpt2.method, ia3(vec![Module::MlpCProj]));
+        let error = adapter(Method::Lora, &["q_proj"], &Module::PHI3).unwrap_err().to_string();
+        assert!(error.contains("\"q_proj\"") && error.contains("qkv_proj o_proj gate_up_proj down_proj"), "{error}");
     }
 }

@@ -74,7 +74,7 @@ async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs
         }
         Err(error) => return Err(error),
     };
-    let config = training_config(&job.training, train.len())?;
+    let config = training_config(&job.training, base.model.config().modules(), train.len())?;
     tracing::info!(
         sequences = train.len(),
         tokens = train.num_tokens(),

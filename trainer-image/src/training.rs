@@ -296,8 +296,9 @@ fn is_damage(error: &TrainerError) -> bool {
     )
 }
 
-fn save_adapter(adapter: &tunesmith_model::LoraAdapter, folder: &Path, base: &Base) -> Result<()> {
-    Ok(peft::save(adapter, folder, base.name.as_str())?)
+/// Without the ranks that AdaLoRA has set to zero.
+fn save_adapter(adapter: &tunesmith_model::Adapter, folder: &Path, base: &Base) -> Result<()> {
+    Ok(peft::save(&adapter.pruned()?, folder, base.name.as_str())?)
 }
 
 fn lost() -> TrainerError {

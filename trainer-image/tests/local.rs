@@ -10,7 +10,7 @@ use tunesmith_contract::{
     evaluation::Evaluation,
     job::{MetricLine, ReferenceLogits, TrainReport},
 };
-use tunesmith_model::{Llama, Tokenizer, peft};
+use tunesmith_model::{Decoder, Tokenizer, peft};
 
 fn json_of<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> T {
     serde_json::from_slice(bytes).unwrap()
@@ -43,7 +43,7 @@ fn a_run_learns_evaluates_and_exports_what_it_learnt() {
     assert!(!files.keys().any(|name| name.contains(".writing") || name.ends_with(".part")), "{:?}", files.keys());
 
     // the stored adapter gives the stored logits
-    let model = Llama::load(&fixture.path("base")).unwrap();
+    let model = Decoder::load(&fixture.path("base")).unwrap();
     let adapter = peft::load(&fixture.path("run/adapter"), model.config()).unwrap();
     let reference: ReferenceLogits = json_of(&files["reference-logits.json"]);
     let logits = model.advance(&mut model.new_cache(), &reference.tokens, Some(&adapter)).unwrap();
@@ -87,11 +87,47 @@ fn a_run_learns_evaluates_and_exports_what_it_learnt() {
     export("peft-adapter");
     assert_eq!(fixture.files("peft-adapter"), fixture.files("run/adapter"));
     export("merged-safetensors");
-    let merged = Llama::load(&fixture.path("merged-safetensors")).unwrap();
+    let merged = Decoder::load(&fixture.path("merged-safetensors")).unwrap();
     assert!(Tokenizer::load(&fixture.path("merged-safetensors")).unwrap().chat_template().is_ok());
     let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();
     let difference = logits.iter().zip(&reference.logits).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(difference < 0.05, "{difference}: more than rounding to f16 explains");
+}
+
+#[test]
+fn every_method_trains_and_exports_a_merged_model_and_adalora_resumes_its_budget() {
+    let fixture = Fixture::new();
+    for (method, peft_type) in [("rslora", "LORA"), ("dora", "LORA"), ("adalora", "ADALORA"), ("ia3", "IA3")] {
+        let mut job = fixture.job(method);
+        job["training"]["method"] = json!(method);
+        job["training"]["max_steps"] = json!(6);
+        let path = fixture.write_job(&format!("{method}.json"), &job);
+        let done = fixture.trainer("train", &path).output().unwrap();
+        assert!(done.status.success(), "{method}: {}", text(&done.stderr));
+        let config: Value = json_of(&std::fs::read(fixture.path(method).join("adapter/adapter_config.json")).unwrap());
+        assert_eq!(config["peft_type"], peft_type);
+        assert_eq!(config["use_dora"] == true, method == "dora");
+
+        // without its last checkpoint it goes on from the one before, to the same end
+        if method == "adalora" {
+            let whole = fixture.files(method);
+            std::fs::remove_file(fixture.path(method).join("checkpoints/6/DONE")).unwrap();
+            let again = fixture.trainer("train", &path).output().unwrap();
+            assert!(again.status.success(), "{}", text(&again.stderr));
+            assert_eq!(json_of::<TrainReport>(&again.stdout).resumed_from, Some(4));
+            for name in ["adapter/adapter_model.safetensors", "checkpoints/6/rank-allocator.safetensors"] {
+                assert_eq!(fixture.files(method)[name], whole[name], "{name}");
+            }
+        }
+
+        // the export itself compares the merged model's logits with those of base and adapter
+        let job = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")}, "format": "merged-safetensors",
+            "adapter": fixture.path(method).join("adapter"), "output": fixture.path(&format!("{method}-merged"))});
+        std::fs::write(fixture.path("export.json"), job.to_string()).unwrap();
+        let done = fixture.trainer("export", &fixture.path("export.json")).output().unwrap();
+        assert!(done.status.success(), "{method}: {}", text(&done.stderr));
+        assert!(Decoder::load(&fixture.path(&format!("{method}-merged"))).is_ok());
+    }
 }
 
 /// Done-when of training: the result does not depend on how often the run was interrupted.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 #[derive(Debug, thiserror::Error)]
 pub enum ShapeError {
     /// Not JSON, or a number is missing.
-    #[error("config.json: {0}; upload the model in Hugging Face layout with a Llama-like config.json")]
+    #[error("config.json: {0}; upload the model in Hugging Face layout with its own config.json")]
     Parse(#[from] serde_json::Error),
     /// A number that cannot be.
     #[error("config.json: {key} = {value} cannot be; upload the model's own config.json")]
@@ -42,15 +42,46 @@ struct Config {
     #[serde(default)]
     head_dim: Option<u64>,
     #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
+}
+
+/// Which of the two layouts a `config.json` has.
+#[derive(Debug, Deserialize)]
+struct Kind {
+    #[serde(default)]
+    model_type: String,
+}
+
+/// The keys of GPT-2's `config.json` that matter here.
+#[derive(Debug, Deserialize)]
+struct Gpt2 {
+    vocab_size: u64,
+    n_embd: u64,
+    n_layer: u64,
+    n_positions: u64,
+    #[serde(default)]
+    n_inner: Option<u64>,
+}
+
+/// Upper bounds far above any model keep the products inside 64 bits.
+fn check(bounds: &[(&'static str, u64, u64)]) -> Result<(), ShapeError> {
+    match bounds.iter().find(|(_, value, most)| *value == 0 || value > most) {
+        None => Ok(()),
+        Some(&(key, value, _)) => Err(ShapeError::Value { key, value }),
+    }
 }
 
 impl ModelShape {
-    /// From a Llama-like `config.json`.
+    /// From a `config.json` of GPT-2 or one like that of Llama. The counts leave out what no decision depends on: biases and
+    /// the norms inside attention, below a thousandth of the parameters.
     ///
     /// # Errors
     /// [`ShapeError`] with the key.
     pub fn from_config(json: &[u8]) -> Result<Self, ShapeError> {
+        let kind: Kind = serde_json::from_slice(json)?;
+        if kind.model_type == "gpt2" {
+            return Self::from_gpt2(&serde_json::from_slice(json)?);
+        }
         let config: Config = serde_json::from_slice(json)?;
         let bounds: [(&'static str, u64, u64); 5] = [
             ("vocab_size", config.vocab_size, 1 << 24),
@@ -59,20 +90,38 @@ impl ModelShape {
             ("num_hidden_layers", config.num_hidden_layers, 1 << 12),
             ("num_attention_heads", config.num_attention_heads, 1 << 12),
         ];
-        // upper bounds far above any model keep the products below inside 64 bits
-        if let Some(&(key, value, _)) = bounds.iter().find(|(_, value, most)| *value == 0 || value > most) {
-            return Err(ShapeError::Value { key, value });
-        }
+        check(&bounds)?;
         let heads = config.num_attention_heads;
         let head_dim = config.head_dim.unwrap_or(config.hidden_size / heads).min(1 << 16);
         let kv_heads = config.num_key_value_heads.unwrap_or(heads).min(heads);
         let attention = 2 * config.hidden_size * head_dim * (heads + kv_heads);
         let mlp = 3 * config.hidden_size * config.intermediate_size;
         let norms = 2 * config.hidden_size;
-        let tables = if config.tie_word_embeddings { 1 } else { 2 };
+        let tied = config.tie_word_embeddings.unwrap_or(kind.model_type == "gemma2");
+        let tables = if tied { 1 } else { 2 };
         let embeddings = tables * config.vocab_size * config.hidden_size;
         let parameters = embeddings + config.num_hidden_layers * (attention + mlp + norms) + config.hidden_size;
         Ok(Self { parameters, layers: config.num_hidden_layers, hidden: config.hidden_size })
+    }
+
+    /// Four matrices in attention, two in the feed-forward layer, learned positions, one table for embedding and head.
+    fn from_gpt2(config: &Gpt2) -> Result<Self, ShapeError> {
+        let (hidden, layers) = (config.n_embd, config.n_layer);
+        let bounds = [
+            ("vocab_size", config.vocab_size, 1 << 24),
+            ("n_embd", hidden, 1 << 17),
+            ("n_layer", layers, 1 << 12),
+            ("n_positions", config.n_positions, 1 << 24),
+            ("n_inner", config.n_inner.unwrap_or(1), 1 << 20),
+        ];
+        check(&bounds)?;
+        let inner = config.n_inner.unwrap_or(4 * hidden);
+        let attention = 4 * hidden * hidden + 4 * hidden;
+        let mlp = 2 * hidden * inner + inner + hidden;
+        let norms = 4 * hidden;
+        let embeddings = (config.vocab_size + config.n_positions) * hidden;
+        let parameters = embeddings + layers * (attention + mlp + norms) + 2 * hidden;
+        Ok(Self { parameters, layers, hidden })
     }
 
     /// From a name that says it: `SmolLM2-135M`, `Llama-3.2-1B-Instruct`, `qwen2.5-0.5b`. For models that are downloaded by
@@ -107,6 +156,11 @@ mod tests {
         let llama = br#"{"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": true}"#;
         assert_eq!(ModelShape::from_config(llama).unwrap().parameters, 1_235_814_400);
+        // gpt2: 124,439,808
+        let gpt2 = br#"{"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12,
+            "n_positions": 1024, "n_inner": null}"#;
+        let shape = ModelShape { parameters: 124_439_808, layers: 12, hidden: 768 };
+        assert_eq!(ModelShape::from_config(gpt2).unwrap(), shape);
     }
 
     #[test]

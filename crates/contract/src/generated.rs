@@ -50,15 +50,18 @@ fn type_name(root: &Value, property: &Value) -> String {
 
 fn rows(out: &mut String, root: &Value, table: &str, properties: &Map<String, Value>, defaults: &Value) {
     for (key, property) in properties {
-        let object = resolve(root, property);
-        if object["properties"].is_object() {
+        let name = if table.is_empty() { key.clone() } else { format!("{table}.{key}") };
+        if let Some(inner) = resolve(root, property)["properties"].as_object() {
+            // the tables of the file follow its own keys, those within a table stand among its keys
+            if !table.is_empty() {
+                rows(out, root, &name, inner, &defaults[key]);
+            }
             continue;
         }
         let default = match &defaults[key] {
             Value::Null => "none".to_owned(),
             value => format!("`{value}`"),
         };
-        let name = if table.is_empty() { key.clone() } else { format!("{table}.{key}") };
         let description = cell(property["description"].as_str().unwrap_or_default());
         let _ = writeln!(out, "| `{name}` | {} | {default} | {description} |", type_name(root, property));
     }

@@ -81,16 +81,57 @@ settings! {
     }
 }
 
+/// What is trained beside the frozen base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Method {
+    /// Two matrices of small rank, scaled by alpha / rank.
+    Lora,
+    /// The same, scaled by alpha / √rank.
+    Rslora,
+    /// LoRA for the direction of each row of a weight, a vector for its length.
+    Dora,
+    /// Ranks that are taken away where they matter least.
+    Adalora,
+    /// Vectors that multiply keys, values and inputs of the feed-forward layers.
+    Ia3,
+}
+
+impl Method {
+    /// As the papers write it.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Lora => "LoRA",
+            Self::Rslora => "rsLoRA",
+            Self::Dora => "DoRA",
+            Self::Adalora => "AdaLoRA",
+            Self::Ia3 => "IA³",
+        }
+    }
+}
+
 settings! {
-    /// `[training]`: LoRA on the frozen base model.
+    /// `[training]`: an adapter on the frozen base model.
     TrainingSettings {
-        /// Rank of the adapter.
+        /// What is trained: `lora`, `rslora`, `dora`, `adalora` or `ia3`.
+        method: Method = Method::Lora,
+        /// Rank of the adapter, for lora, rslora and dora.
         rank: u32 = 16,
-        /// Scale of the adapter: the product is multiplied by alpha / rank.
+        /// Scale of the adapter: the product is multiplied by alpha / rank. Not for ia3.
         alpha: f64 = 32.0,
-        /// Which projections get an adapter: any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj.
-        target_modules: Vec<String> =
-            ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec(),
+        /// LoRA+: how many times as fast the matrix B learns as A; not for ia3.
+        loraplus_lr_ratio: f64 = 1.0,
+        /// Which projections get an adapter: any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; of Phi-3 qkv_proj
+        /// o_proj gate_up_proj down_proj; of GPT-2 c_attn attn.c_proj c_fc mlp.c_proj. Empty: all that the base model has, for ia3
+        /// those of keys and values and the last of the feed-forward layer.
+        target_modules: Vec<String> = Vec::new(),
+        /// For ia3: those of the target modules whose inputs are multiplied, instead of their outputs; none means the last
+        /// projection of the feed-forward layer.
+        feedforward_modules: Option<Vec<String>> = None,
+        /// Ranks and budget of adalora.
+        adalora: AdaLoraSettings = AdaLoraSettings::default(),
         /// Peak learning rate.
         learning_rate: f64 = 1e-3,
         /// Passes over the training split.
@@ -113,6 +154,29 @@ settings! {
         seed: u64 = 7,
         /// Optimizer steps between checkpoints.
         checkpoint_every: u32 = 50,
+    }
+}
+
+settings! {
+    /// `[training.adalora]`, with the names of `peft`'s `AdaLoraConfig`.
+    AdaLoraSettings {
+        /// Rank of every module at the start.
+        init_r: u32 = 12,
+        /// Average rank at the end.
+        target_r: u32 = 8,
+        /// Optimizer steps before ranks are taken away; none means a tenth of the run.
+        tinit: Option<u32> = None,
+        /// Optimizer steps at the end in which the ranks stay; none means half of the run.
+        tfinal: Option<u32> = None,
+        /// Optimizer steps between two allocations.
+        #[serde(rename = "deltaT")]
+        delta_t: u32 = 1,
+        /// Smoothing of the sensitivity by which ranks are judged.
+        beta1: f64 = 0.85,
+        /// Smoothing of the uncertainty by which ranks are judged.
+        beta2: f64 = 0.85,
+        /// Weight of the term that keeps the vectors orthogonal; 0 turns it off.
+        orth_reg_weight: f64 = 0.5,
     }
 }
 
@@ -258,22 +322,48 @@ impl ProjectSettings {
         if !(1..=1024).contains(&t.rank) {
             return bad("training.rank", &t.rank, "write a whole number from 1 to 1024");
         }
-        if t.target_modules.is_empty() {
-            return bad(
-                "training.target_modules",
-                &"[]",
-                "name at least one of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
-            );
-        }
         if let Some(unknown) = t.target_modules.iter().find(|m| !TARGET_MODULES.contains(&m.as_str())) {
             return bad(
                 "training.target_modules",
                 unknown,
-                "use only q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
+                "use only q_proj k_proj v_proj o_proj gate_proj up_proj down_proj (Phi-3: qkv_proj o_proj gate_up_proj down_proj; \
+                 GPT-2: c_attn attn.c_proj c_fc mlp.c_proj)",
             );
         }
-        let positive: [(&'static str, f64); 5] = [
+        if t.method == Method::Ia3 {
+            let is_surplus = |m: &&String| match t.target_modules.is_empty() {
+                true => !TARGET_MODULES.contains(&m.as_str()),
+                false => !t.target_modules.contains(m),
+            };
+            if let Some(surplus) = t.feedforward_modules.iter().flatten().find(is_surplus) {
+                return bad(
+                    "training.feedforward_modules",
+                    surplus,
+                    "name only modules that target_modules names, too",
+                );
+            }
+            if t.loraplus_lr_ratio != 1.0 {
+                let remedy = "leave it 1: ia3 has no matrix B";
+                return bad("training.loraplus_lr_ratio", &t.loraplus_lr_ratio, remedy);
+            }
+        }
+        let ada = &t.adalora;
+        if !(1..=1024).contains(&ada.init_r) {
+            return bad("training.adalora.init_r", &ada.init_r, "write a whole number from 1 to 1024");
+        }
+        if !(1..=ada.init_r).contains(&ada.target_r) {
+            return bad("training.adalora.target_r", &ada.target_r, "write a whole number from 1 to init_r");
+        }
+        let betas = [("training.adalora.beta1", ada.beta1), ("training.adalora.beta2", ada.beta2)];
+        if let Some((key, value)) = betas.iter().find(|(_, v)| !(*v > 0.0 && *v < 1.0)) {
+            return bad(key, value, "write a number above 0 and below 1");
+        }
+        if !(ada.orth_reg_weight >= 0.0 && ada.orth_reg_weight.is_finite()) {
+            return bad("training.adalora.orth_reg_weight", &ada.orth_reg_weight, "write 0 or a number above it");
+        }
+        let positive: [(&'static str, f64); 6] = [
             ("training.alpha", t.alpha),
+            ("training.loraplus_lr_ratio", t.loraplus_lr_ratio),
             ("training.learning_rate", t.learning_rate),
             ("training.clip_norm", t.clip_norm),
             ("budget.max_run_usd", self.budget.max_run_usd),
@@ -285,7 +375,8 @@ impl ProjectSettings {
         if !(0.0..1.0).contains(&t.warmup_ratio) {
             return bad("training.warmup_ratio", &t.warmup_ratio, "write a number from 0 to below 1");
         }
-        let counts: [(&'static str, u32); 5] = [
+        let counts: [(&'static str, u32); 6] = [
+            ("training.adalora.deltaT", ada.delta_t),
             ("training.epochs", t.epochs),
             ("training.batch_size", t.batch_size),
             ("training.accumulation", t.accumulation),
@@ -310,8 +401,22 @@ impl ProjectSettings {
     }
 }
 
-/// The projections of a Llama layer that can carry an adapter.
-pub const TARGET_MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// The projections of all architectures that can carry an adapter. Which of them a base model has, the trainer checks.
+pub const TARGET_MODULES: [&str; 13] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "c_attn",
+    "o_proj",
+    "attn.c_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "c_fc",
+    "down_proj",
+    "mlp.c_proj",
+];
 
 #[cfg(test)]
 mod tests {
@@ -331,6 +436,17 @@ mod tests {
         for (toml, wants) in [
             ("[training]\nrank = 0", "training.rank = 0: write a whole number from 1 to 1024"),
             ("[training]\ntarget_modules = [\"q\"]", "training.target_modules = q: use only q_proj"),
+            ("[training]\nmethod = \"vera\"", "line 2: unknown variant `vera`, expected one of `lora`, `rslora`"),
+            ("[training]\nmethod = \"ia3\"\nloraplus_lr_ratio = 4.0", "training.loraplus_lr_ratio = 4: leave it 1"),
+            (
+                "[training]\nmethod = \"ia3\"\ntarget_modules = [\"k_proj\"]\nfeedforward_modules = [\"down_proj\"]",
+                "training.feedforward_modules = down_proj: name only modules",
+            ),
+            (
+                "[training.adalora]\ntarget_r = 20",
+                "training.adalora.target_r = 20: write a whole number from 1 to init_r",
+            ),
+            ("[training.adalora]\ndelta_t = 2", "expected one of"),
             ("[data]\ntest_fraction = 0.9", "data.test_fraction = 0.9"),
             ("[budget]\nmonthly_limit_usd = -1.0", "budget.monthly_limit_usd = -1"),
             ("[training]\nlearning_rate = nan", "training.learning_rate = NaN"),
@@ -340,6 +456,18 @@ mod tests {
         ] {
             let text = ProjectSettings::from_toml(toml).unwrap_err().to_string();
             assert!(text.contains(wants), "{toml}: {text}");
+        }
+    }
+
+    #[test]
+    fn each_method_is_named_as_in_peft_and_takes_projections_of_every_architecture() {
+        let parse = |toml: &str| ProjectSettings::from_toml(toml).unwrap().training;
+        assert_eq!(parse("[training]\nmethod = \"ia3\"\ntarget_modules = [\"k_proj\"]").method, Method::Ia3);
+        let ada = parse("[training]\nmethod = \"adalora\"\n[training.adalora]\ndeltaT = 10\ntinit = 5");
+        assert_eq!((ada.adalora.delta_t, ada.adalora.tinit, ada.adalora.tfinal), (10, Some(5), None));
+        for module in TARGET_MODULES {
+            let of_module = parse(&format!("[training]\ntarget_modules = [\"{module}\"]"));
+            assert_eq!(of_module.target_modules, [module]);
         }
     }
 

@@ -51,6 +51,12 @@ pub enum ModelError {
         /// Where it was looked for.
         folder: PathBuf,
     },
+    /// A layer has a tensor that the configuration gives no place.
+    #[error("config.json gives tensor {name} no place; the weights do not belong to this config.json")]
+    SurplusTensor {
+        /// Its name.
+        name: String,
+    },
     /// A tensor has another shape than the configuration implies.
     #[error("tensor {name} has shape {found:?}, wanted {wanted:?}; the weights do not belong to this configuration")]
     WrongShape {
@@ -133,11 +139,19 @@ pub enum ModelError {
     #[error("adapter: {key} = {value} is not supported; {remedy}")]
     UnsupportedAdapter {
         /// The setting.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What to write instead.
         remedy: &'static str,
+    },
+    /// A target module that the model does not have.
+    #[error("target module {name:?} does not exist in this model; it has {existing}")]
+    UnknownModule {
+        /// The name.
+        name: String,
+        /// Those which exist.
+        existing: String,
     },
     /// An adapter that was trained for another base model.
     #[error("adapter tensor {name}: {reason}; the adapter belongs to another base model or is incomplete")]

@@ -1,28 +1,28 @@
 //! Decoder models on candle: operations with hand-written backward, weights, tokenizer, chat templates.
 //!
-//! Start at [`Llama::load`] and [`Tokenizer::load`] with a folder in Hugging Face layout; [`Llama::advance`] generates,
-//! [`Llama::loss_and_gradients`] trains an adapter. The mathematics of one operation is in one file of [`ops`].
+//! Start at [`Decoder::load`] and [`Tokenizer::load`] with a folder in Hugging Face layout; [`Decoder::advance`] generates,
+//! [`Decoder::loss_and_gradients`] trains an adapter. The mathematics of one operation is in one file of [`ops`]; what an
+//! architecture consists of is in [`config`].
 
 pub mod adapters;
 pub mod batch;
 pub mod chat;
 pub mod config;
 pub mod decode;
+pub mod decoder;
 pub mod error;
-pub mod llama;
 pub mod ops;
 pub mod peft;
 pub mod rng;
 pub mod tokenizer;
 pub mod weights;
 
-pub use adapters::Module;
-pub use adapters::lora::{LoraAdapter, LoraConfig};
+pub use adapters::{AdaLoraConfig, Adapter, AdapterConfig, Ia3Config, LoraConfig, Method, Module, RankAllocator};
 pub use batch::Batch;
 pub use chat::{GenerationPrompt, Message, encode_conversation, encode_prompt};
-pub use config::LlamaConfig;
+pub use config::ModelConfig;
 pub use decode::KvCache;
+pub use decoder::{Decoder, LossGradients, Recompute};
 pub use error::ModelError;
-pub use llama::{Llama, LossGradients};
 pub use ops::cross_entropy::IGNORE;
 pub use tokenizer::Tokenizer;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use tunesmith_model::chat::encode_conversation;
-use tunesmith_model::{GenerationPrompt, Llama, Message, Tokenizer, encode_prompt, peft};
+use tunesmith_model::{Decoder, GenerationPrompt, Message, Tokenizer, encode_prompt, peft};
 
 fn goldens(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
@@ -16,7 +16,7 @@ fn goldens(path: &str) -> PathBuf {
 
 /// Logits of three sequences; the largest absolute difference must stay below 1e-4.
 fn compare(folder: &str, file: &str, adapter_folder_opt: Option<&str>) {
-    let model = Llama::load(&goldens(folder)).unwrap();
+    let model = Decoder::load(&goldens(folder)).unwrap();
     let adapter = adapter_folder_opt.map(|folder| peft::load(&goldens(folder), model.config()).unwrap());
     let bytes = std::fs::read(goldens(folder).join(file)).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();

@@ -7,7 +7,9 @@ mod common;
 use std::path::Path;
 
 use tunesmith_contract::documents::{Message, Role};
-use tunesmith_model::{Llama, Tokenizer, encode_prompt, peft};
+use tunesmith_model::{
+    AdaLoraConfig, AdapterConfig, Decoder, Ia3Config, LoraConfig, Method, Module, Tokenizer, encode_prompt, peft,
+};
 use tunesmith_serving::{
     Engine, Limits, ServedModel,
     engine::{EngineError, Piece, Pieces, Prompt},
@@ -41,7 +43,7 @@ async fn text(engine: &Engine, prompt: &str, options: Options, weights: Weights)
 /// Token by token without a cache: the whole text through the model each time, and the largest logit.
 fn by_full_forward(folder: &Path, prompt: &str, tokens: usize, tuned: bool) -> String {
     let base = folder.join("base");
-    let (llama, tokenizer) = (Llama::load(&base).unwrap(), Tokenizer::load(&base).unwrap());
+    let (llama, tokenizer) = (Decoder::load(&base).unwrap(), Tokenizer::load(&base).unwrap());
     let adapter = tuned.then(|| peft::load(&folder.join("adapter"), llama.config()).unwrap());
     let mut ids = tokenizer.encode(prompt).unwrap();
     let start = ids.len();
@@ -70,6 +72,19 @@ async fn greedy_answers_equal_the_full_forward_for_base_and_tuned() {
         }
     }
     assert_ne!(answers[..3], answers[3..], "the adapter changes nothing");
+}
+
+#[tokio::test]
+async fn adapters_of_every_method_are_served_as_the_full_forward_has_them() {
+    let dora = Method::Lora(LoraConfig { rank: 4, alpha: 8.0, use_dora: true, use_rslora: true });
+    let feedforward = Method::Ia3(Ia3Config { feedforward_modules: vec![Module::Down] });
+    for method in [dora, Method::AdaLora(AdaLoraConfig::for_steps(10)), feedforward] {
+        let config = AdapterConfig { method, ..AdapterConfig::default() };
+        let folder = common::folder_with(config.clone());
+        let (answer, ..) = text(&common::engine(&folder), "hello", greedy(20), Weights::Tuned).await;
+        assert_eq!(answer, by_full_forward(folder.path(), "hello", 20, true), "{config:?}");
+        assert_ne!(answer, by_full_forward(folder.path(), "hello", 20, false), "{config:?} changes nothing");
+    }
 }
 
 #[tokio::test]
@@ -131,7 +146,7 @@ async fn logits_are_those_of_the_model() {
     let folder = common::folder();
     let engine = common::engine(&folder);
     let base = folder.path().join("base");
-    let llama = Llama::load(&base).unwrap();
+    let llama = Decoder::load(&base).unwrap();
     let adapter = peft::load(&folder.path().join("adapter"), llama.config()).unwrap();
     for (weights, adapter) in [(Weights::Tuned, Some(&adapter)), (Weights::Base, None)] {
         let expected = llama.advance(&mut llama.new_cache(), &[7, 8, 9], adapter).unwrap();

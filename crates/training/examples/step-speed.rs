@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tunesmith_model::Llama;
+use tunesmith_model::Decoder;
 use tunesmith_model::rng::Rng;
 use tunesmith_training::{Dataset, Sequence, Trainer, TrainingConfig};
 
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         |index: usize, default: usize| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (batch_size, length, steps) = (number(1, 8), number(2, 128), number(3, 10));
     let start = Instant::now();
-    let model = Arc::new(Llama::load(&base)?);
+    let model = Arc::new(Decoder::load(&base)?);
     println!("loaded {} parameters in {:.0} ms", model.config().num_parameters(), start.elapsed().as_secs_f64() * 1e3);
     let mut rng = Rng::new(1, 1);
     let vocabulary = model.config().vocab_size;

@@ -39,6 +39,12 @@ impl AdamW {
     /// Counts an update and fixes its numbers.
     pub fn begin(&mut self, config: &TrainingConfig, learning_rate: f64) -> Update {
         self.num_updates += 1;
+        self.at(config, learning_rate)
+    }
+
+    /// The numbers of the update that has begun, for tensors with another learning rate.
+    #[must_use]
+    pub fn at(&self, config: &TrainingConfig, learning_rate: f64) -> Update {
         let power = |beta: f64| 1.0 - beta.powf(self.num_updates as f64);
         Update {
             beta1: config.beta1 as f32,

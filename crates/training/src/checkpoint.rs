@@ -3,6 +3,7 @@
 //! ```text
 //! {folder}/{step}/adapter/adapter_config.json, adapter/adapter_model.safetensors   as Python `peft` reads them
 //!                 optimizer.safetensors    exp_avg.{n}, exp_avg_sq.{n}: moments, in the order of the adapter's tensors
+//!                 rank-allocator.safetensors   AdaLoRA only: exp_avg_ipt.{n}, exp_avg_unc.{n}: importance, alive.{n}: ranks (1, 0)
 //!                 state.json               step, settings, position in the data, fingerprints
 //!                 manifest.json            size and SHA-256 of the files above
 //!                 DONE                     empty, written last
@@ -20,7 +21,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tunesmith_model::{LlamaConfig, LoraAdapter, peft};
+use tunesmith_model::{Adapter, ModelConfig, RankAllocator, peft};
 
 use crate::adamw::AdamW;
 use crate::config::TrainingConfig;
@@ -32,6 +33,7 @@ pub const DONE: &str = "DONE";
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const RANKS: &str = "rank-allocator.safetensors";
 const ADAPTER: &str = "adapter";
 
 /// What `state.json` holds.
@@ -72,31 +74,51 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
+/// What a checkpoint is made of.
+pub struct Parts<'a> {
+    /// `state.json`.
+    pub state: &'a State,
+    /// The adapter.
+    pub adapter: &'a Adapter,
+    /// The optimizer's state.
+    pub optimizer: &'a AdamW,
+    /// AdaLoRA's budget.
+    pub ranks: Option<&'a RankAllocator>,
+}
+
 /// A checkpoint that was read and verified.
 pub struct Stored {
     /// `state.json`.
     pub state: State,
     /// The adapter.
-    pub adapter: LoraAdapter,
+    pub adapter: Adapter,
     /// The optimizer's state.
     pub optimizer: AdamW,
+    /// AdaLoRA's budget.
+    pub ranks: Option<RankAllocator>,
 }
 
 /// Writes `{folder}/{step}`; a checkpoint of the same step is replaced.
-pub fn save(folder: &Path, state: &State, adapter: &LoraAdapter, optimizer: &AdamW) -> Result<PathBuf> {
+pub fn save(folder: &Path, parts: &Parts<'_>) -> Result<PathBuf> {
+    let Parts { state, adapter, optimizer, ranks } = *parts;
     fs::create_dir_all(folder).map_err(TrainingError::io(folder))?;
     let temporary = folder.join(format!(".writing-{}", state.step));
     remove(&temporary)?;
     fs::create_dir_all(&temporary).map_err(TrainingError::io(&temporary))?;
     peft::save(adapter, &temporary.join(ADAPTER), "")?;
-    write_moments(optimizer, &temporary.join(OPTIMIZER))?;
+    let moments = [("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)];
+    write_vectors(&moments, &temporary.join(OPTIMIZER))?;
     write_json(&temporary.join(STATE), state)?;
-    let names = [
+    let mut names = vec![
         format!("{ADAPTER}/{}", peft::CONFIG_FILE),
         format!("{ADAPTER}/{}", peft::WEIGHTS_FILE),
         OPTIMIZER.to_owned(),
         STATE.to_owned(),
     ];
+    if let Some(ranks) = ranks {
+        write_ranks(ranks, &temporary.join(RANKS))?;
+        names.push(RANKS.to_owned());
+    }
     let mut files = BTreeMap::new();
     for name in names {
         let entry = seal(&temporary.join(&name))?;
@@ -112,7 +134,7 @@ pub fn save(folder: &Path, state: &State, adapter: &LoraAdapter, optimizer: &Ada
 }
 
 /// Reads a checkpoint and verifies every file against the manifest.
-pub fn load(folder: &Path, model: &LlamaConfig) -> Result<Stored> {
+pub fn load(folder: &Path, model: &ModelConfig) -> Result<Stored> {
     if !folder.join(DONE).exists() {
         return Err(corrupt(&folder.join(DONE), "it is missing, so the checkpoint was not finished"));
     }
@@ -126,8 +148,14 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<Stored> {
     }
     let state: State = read_json(&folder.join(STATE))?;
     let adapter = peft::load(&folder.join(ADAPTER), model)?;
-    let optimizer = read_moments(&folder.join(OPTIMIZER), adapter.parameters().len(), manifest.num_updates)?;
-    Ok(Stored { state, adapter, optimizer })
+    let count = adapter.parameters().len();
+    let [first, second] = read_vectors(&folder.join(OPTIMIZER), ["exp_avg", "exp_avg_sq"])?;
+    if first.len() != count || second.len() != count {
+        return Err(corrupt(&folder.join(OPTIMIZER), &format!("it has not the moments of {count} tensors")));
+    }
+    let optimizer = AdamW { first, second, num_updates: manifest.num_updates };
+    let ranks = RankAllocator::new(&adapter).map(|fresh| read_ranks(fresh, &folder.join(RANKS))).transpose()?;
+    Ok(Stored { state, adapter, optimizer, ranks })
 }
 
 /// The finished checkpoints of a folder, oldest first, with their steps.
@@ -202,11 +230,25 @@ fn corrupt(path: &Path, reason: &str) -> TrainingError {
     TrainingError::CheckpointCorrupt { path: path.to_path_buf(), reason: reason.to_owned() }
 }
 
-fn write_moments(optimizer: &AdamW, path: &Path) -> Result<()> {
+fn write_ranks(ranks: &RankAllocator, path: &Path) -> Result<()> {
+    let as_number = |alive: &Vec<bool>| alive.iter().map(|alive| f32::from(u8::from(*alive))).collect();
+    let alive: Vec<Vec<f32>> = ranks.alive.iter().map(as_number).collect();
+    write_vectors(&[("exp_avg_ipt", &ranks.sensitivity), ("exp_avg_unc", &ranks.uncertainty), ("alive", &alive)], path)
+}
+
+fn read_ranks(mut ranks: RankAllocator, path: &Path) -> Result<RankAllocator> {
+    let [sensitivity, uncertainty, alive] = read_vectors(path, ["exp_avg_ipt", "exp_avg_unc", "alive"])?;
+    (ranks.sensitivity, ranks.uncertainty) = (sensitivity, uncertainty);
+    ranks.alive = alive.iter().map(|of_module| of_module.iter().map(|alive| *alive != 0.0).collect()).collect();
+    Ok(ranks)
+}
+
+/// Writes vectors of several kinds as `{kind}.{n}`.
+fn write_vectors(kinds: &[(&str, &Vec<Vec<f32>>)], path: &Path) -> Result<()> {
     let broken = |error: safetensors::SafeTensorError| corrupt(path, &error.to_string());
     let mut tensors = Vec::new();
-    for (kind, moments) in [("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)] {
-        for (index, values) in moments.iter().enumerate() {
+    for (kind, vectors) in kinds {
+        for (index, values) in vectors.iter().enumerate() {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             tensors.push((format!("{kind}.{index}"), values.len(), bytes));
         }
@@ -218,15 +260,15 @@ fn write_moments(optimizer: &AdamW, path: &Path) -> Result<()> {
     safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(broken)
 }
 
-fn read_moments(path: &Path, count: usize, num_updates: u64) -> Result<AdamW> {
+/// Every vector of these kinds, as many as there are.
+fn read_vectors<const N: usize>(path: &Path, kinds: [&str; N]) -> Result<[Vec<Vec<f32>>; N]> {
     let bytes = fs::read(path).map_err(|error| corrupt(path, &error.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| corrupt(path, &error.to_string()))?;
-    let read = |kind: &str| {
-        let one = |index: usize| {
-            let view = tensors.tensor(&format!("{kind}.{index}")).map_err(|error| corrupt(path, &error.to_string()))?;
-            Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        };
-        (0..count).map(one).collect::<Result<Vec<Vec<f32>>>>()
+    let values = |view: TensorView<'_>| {
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>()
     };
-    Ok(AdamW { first: read("exp_avg")?, second: read("exp_avg_sq")?, num_updates })
+    Ok(kinds.map(|kind| {
+        let one = |index: usize| tensors.tensor(&format!("{kind}.{index}")).ok().map(values);
+        (0..).map_while(one).collect()
+    }))
 }

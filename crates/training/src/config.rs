@@ -1,7 +1,7 @@
 //! Settings of a training run.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{LlamaConfig, LoraConfig, Module};
+use tunesmith_model::{AdapterConfig, Method, ModelConfig};
 
 use crate::error::{Result, TrainingError};
 use crate::schedule::Decay;
@@ -11,14 +11,10 @@ use crate::schedule::Decay;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingConfig {
-    /// LoRA rank; default 16.
-    pub rank: usize,
-    /// LoRA alpha, the numerator of the scale `alpha / rank`; default 32.
-    pub alpha: f32,
-    /// Scale by `alpha / √rank` instead; default false.
-    pub use_rslora: bool,
-    /// Projections that carry an adapter; default all seven.
-    pub target_modules: Vec<Module>,
+    /// Method and place of the adapter; default LoRA of rank 16 and alpha 32 on all seven projections of a Llama layer.
+    pub adapter: AdapterConfig,
+    /// LoRA+: how many times as fast `B` learns as `A`; default 1.
+    pub loraplus_lr_ratio: f64,
     /// Peak learning rate; default 2e-4, usual for LoRA.
     pub learning_rate: f64,
     /// How the learning rate falls after the warm-up; default cosine.
@@ -54,12 +50,9 @@ pub struct TrainingConfig {
 
 impl Default for TrainingConfig {
     fn default() -> Self {
-        let lora = LoraConfig::default();
         Self {
-            rank: lora.rank,
-            alpha: lora.alpha,
-            use_rslora: lora.use_rslora,
-            target_modules: lora.target_modules,
+            adapter: AdapterConfig::default(),
+            loraplus_lr_ratio: 1.0,
             learning_rate: 2e-4,
             schedule: Decay::Cosine,
             warmup_ratio: 0.03,
@@ -80,26 +73,24 @@ impl Default for TrainingConfig {
 }
 
 impl TrainingConfig {
-    /// The adapter's part of the settings.
-    #[must_use]
-    pub fn lora(&self) -> LoraConfig {
-        LoraConfig {
-            rank: self.rank,
-            alpha: self.alpha,
-            use_rslora: self.use_rslora,
-            target_modules: self.target_modules.clone(),
-        }
-    }
-
     /// Refuses what cannot be trained with, before anything is computed.
-    pub fn validate(&self, model: &LlamaConfig) -> Result<()> {
-        self.lora().validate()?;
+    pub fn validate(&self, model: &ModelConfig) -> Result<()> {
+        self.adapter.validate(model.modules())?;
         let positive =
             |key, value: f64| check(key, value, value > 0.0 && value.is_finite(), "choose a positive number");
         let unit =
             |key, value: f64| check(key, value, (0.0..1.0).contains(&value), "choose a number from 0 to below 1");
         let some = |key, value: usize| check(key, value, value > 0, "choose 1 or more");
         positive("learning_rate", self.learning_rate)?;
+        let ratio = self.loraplus_lr_ratio;
+        positive("loraplus_lr_ratio", ratio)?;
+        let has_b = !matches!(self.adapter.method, Method::Ia3(_));
+        check(
+            "loraplus_lr_ratio",
+            ratio,
+            has_b || ratio == 1.0,
+            "IA³ has no matrix B: leave it 1 or choose another method",
+        )?;
         positive("clip_norm", self.clip_norm)?;
         positive("epsilon", self.epsilon)?;
         unit("warmup_ratio", self.warmup_ratio)?;
@@ -117,6 +108,13 @@ impl TrainingConfig {
         check("sequence_length", length, length >= 2, "choose 2 or more")?;
         let fits = length <= model.max_position_embeddings;
         check("sequence_length", length, fits, "choose at most max_position_embeddings of the base model")
+    }
+
+    /// AdaLoRA's budget is laid out for a number of steps, which must be that of the run.
+    pub(crate) fn check_total(&self, total: usize) -> Result<()> {
+        let Some(laid_out) = self.adapter.adalora().map(|ada| ada.total_step) else { return Ok(()) };
+        let value = format!("{laid_out}, the run has {total} steps");
+        check("total_step", value, laid_out == total, "set total_step of AdaLoRA to the steps of the run")
     }
 
     /// Sequences of one optimizer step.
@@ -138,12 +136,16 @@ fn check(key: &'static str, value: impl ToString, holds: bool, remedy: &'static 
 
 #[cfg(test)]
 mod tests {
+    use tunesmith_model::Module;
+
     use super::*;
 
     #[test]
     fn absent_settings_take_defaults_and_unknown_ones_are_refused() {
-        let config: TrainingConfig = serde_json::from_str(r#"{"rank": 4, "target_modules": ["q_proj"]}"#).unwrap();
-        assert_eq!((config.rank, config.alpha, config.target_modules), (4, 32.0, vec![Module::Q]));
+        let text = r#"{"adapter": {"method": {"lora": {"rank": 4, "alpha": 8.0}}, "target_modules": ["q_proj"]}}"#;
+        let config: TrainingConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.adapter, AdapterConfig { target_modules: vec![Module::Q], ..AdapterConfig::lora(4, 8.0) });
+        assert_eq!(config.loraplus_lr_ratio, 1.0);
         let error = serde_json::from_str::<TrainingConfig>(r#"{"learning_rat": 1}"#).unwrap_err().to_string();
         assert!(error.contains("learning_rat") && error.contains("learning_rate"), "{error}");
     }

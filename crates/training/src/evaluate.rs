@@ -1,7 +1,7 @@
 //! Negative log-likelihood per example, from which the caller makes perplexity per token, word or byte.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{IGNORE, Llama, LoraAdapter};
+use tunesmith_model::{Adapter, Decoder, IGNORE};
 
 use crate::data::Dataset;
 use crate::error::Result;
@@ -21,7 +21,7 @@ pub struct ExampleLoss {
 }
 
 /// One entry per example that has counted tokens, in the order of the examples. Without an adapter: the base model.
-pub fn evaluate(model: &Llama, adapter_opt: Option<&LoraAdapter>, dataset: &Dataset) -> Result<Vec<ExampleLoss>> {
+pub fn evaluate(model: &Decoder, adapter_opt: Option<&Adapter>, dataset: &Dataset) -> Result<Vec<ExampleLoss>> {
     let mut losses: Vec<ExampleLoss> = Vec::new();
     let sequences = dataset.sequences();
     let mut from = 0;

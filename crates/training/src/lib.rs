@@ -1,4 +1,4 @@
-//! LoRA training over a frozen base: sampler, optimizer, schedule, step, checkpoint, resume, export.
+//! Training of adapters over a frozen base: sampler, optimizer, schedule, step, checkpoint, resume, export.
 //!
 //! Start at [`Trainer`]: it makes one optimizer step per call and leaves clock, progress and decisions to the caller.
 
@@ -9,6 +9,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+pub mod loraplus;
 pub mod metrics;
 pub mod sampler;
 pub mod schedule;

@@ -41,6 +41,7 @@ mod tests {
             total: 10,
             epoch: 0.5,
             loss: 2.25,
+            regulariser: 0.0,
             learning_rate: 1e-4,
             grad_norm: 0.5,
             num_tokens: 512,

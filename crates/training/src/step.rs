@@ -3,7 +3,7 @@
 //! The loss of a step is the mean over all counted tokens of the *window*: every batch is scaled by one over that number, which
 //! is known before the first forward pass. A mean of batch means would weigh tokens of short batches more.
 
-use tunesmith_model::{Batch, Llama, LoraAdapter};
+use tunesmith_model::{Adapter, Batch, Decoder, Recompute};
 
 use crate::error::{Result, TrainingError};
 
@@ -11,7 +11,7 @@ use crate::error::{Result, TrainingError};
 pub struct Accumulated {
     /// Mean negative log-likelihood per counted token, in nats.
     pub loss: f64,
-    /// Gradients in the order of `LoraAdapter::parameters`.
+    /// Gradients in the order of `Adapter::parameters`.
     pub gradients: Vec<Vec<f32>>,
     /// Tokens that went through the model.
     pub num_tokens: usize,
@@ -20,7 +20,7 @@ pub struct Accumulated {
 }
 
 /// Runs the batches one after the other; memory is that of the largest.
-pub fn accumulate(model: &Llama, adapter: &LoraAdapter, batches: &[Batch]) -> Result<Accumulated> {
+pub fn accumulate(model: &Decoder, adapter: &Adapter, batches: &[Batch]) -> Result<Accumulated> {
     let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
     let num_tokens = batches.iter().map(|batch| batch.ids().len()).sum();
     if num_targets == 0 {
@@ -30,7 +30,7 @@ pub fn accumulate(model: &Llama, adapter: &LoraAdapter, batches: &[Batch]) -> Re
     let mut nll = 0.0;
     let mut gradients: Vec<Vec<f32>> = Vec::new();
     for batch in batches.iter().filter(|batch| batch.num_targets() > 0) {
-        let result = model.loss_and_gradients(batch, adapter, scale)?;
+        let result = model.loss_and_gradients(batch, adapter, scale, Recompute::Nothing)?;
         nll += result.nll();
         let mut of_batch = Vec::with_capacity(result.gradients.len());
         for gradient in &result.gradients {

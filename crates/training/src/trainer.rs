@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{Llama, LoraAdapter, ModelError, peft};
+use tunesmith_model::{Adapter, Decoder, ModelError, RankAllocator, peft};
 
 use crate::adamw::AdamW;
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Parts, State};
 use crate::clip;
 use crate::config::TrainingConfig;
 use crate::data::Dataset;
 use crate::error::{Result, TrainingError};
 use crate::evaluate::{self, ExampleLoss};
+use crate::loraplus;
 use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::step::{Accumulated, accumulate};
@@ -28,6 +29,8 @@ pub struct StepReport {
     pub epoch: f64,
     /// Mean negative log-likelihood per counted token before the update, in nats.
     pub loss: f64,
+    /// What the method adds to the loss (AdaLoRA's orthogonality); 0 for most.
+    pub regulariser: f64,
     /// Learning rate of this update.
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
@@ -40,13 +43,17 @@ pub struct StepReport {
     pub num_sequences: usize,
 }
 
-/// A run of LoRA training.
+/// A run of training.
 pub struct Trainer {
     config: TrainingConfig,
-    model: Arc<Llama>,
+    model: Arc<Decoder>,
     dataset: Dataset,
-    adapter: LoraAdapter,
+    adapter: Adapter,
     optimizer: AdamW,
+    /// Which tensors learn fast (LoRA+).
+    fast: Vec<bool>,
+    /// AdaLoRA's budget.
+    ranks: Option<RankAllocator>,
     sampler: Sampler,
     schedule: Schedule,
     step: usize,
@@ -55,34 +62,30 @@ pub struct Trainer {
 
 impl Trainer {
     /// A fresh run: the adapter starts from the seed.
-    pub fn new(config: TrainingConfig, model: Arc<Llama>, dataset: Dataset) -> Result<Self> {
+    pub fn new(config: TrainingConfig, model: Arc<Decoder>, dataset: Dataset) -> Result<Self> {
         config.validate(model.config())?;
-        let adapter = LoraAdapter::new(config.lora(), model.config(), config.seed)?;
+        let adapter = Adapter::new(config.adapter.clone(), &model, config.seed)?;
         Self::with_adapter(config, model, dataset, adapter)
     }
 
     /// A fresh run from a given adapter, whose settings replace those of `config`.
     pub fn with_adapter(
         mut config: TrainingConfig,
-        model: Arc<Llama>,
+        model: Arc<Decoder>,
         dataset: Dataset,
-        adapter: LoraAdapter,
+        adapter: Adapter,
     ) -> Result<Self> {
-        let lora = adapter.config().clone();
-        config = TrainingConfig {
-            rank: lora.rank,
-            alpha: lora.alpha,
-            use_rslora: lora.use_rslora,
-            target_modules: lora.target_modules,
-            ..config
-        };
+        config.adapter = adapter.config().clone();
         config.validate(model.config())?;
         model.check_adapter(Some(&adapter))?;
         check_dataset(&model, &config, &dataset)?;
         let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
         let total = config.total_steps(dataset.len());
+        config.check_total(total)?;
         Ok(Self {
             optimizer: AdamW::new(&lengths),
+            fast: loraplus::fast(&adapter),
+            ranks: RankAllocator::new(&adapter),
             sampler: Sampler::new(dataset.len(), config.seed),
             schedule: Schedule::new(config.schedule, config.learning_rate, config.warmup_ratio, total),
             step: 0,
@@ -96,7 +99,7 @@ impl Trainer {
 
     /// Continues from a checkpoint folder as if nothing had happened: on the same machine bit for bit. Dataset and base model
     /// must be those of the run.
-    pub fn resume(folder: &Path, model: Arc<Llama>, dataset: Dataset) -> Result<Self> {
+    pub fn resume(folder: &Path, model: Arc<Decoder>, dataset: Dataset) -> Result<Self> {
         let stored = checkpoint::load(folder, model.config())?;
         let state = stored.state;
         let found = dataset.fingerprint();
@@ -118,6 +121,7 @@ impl Trainer {
             }
         }
         trainer.optimizer = stored.optimizer;
+        trainer.ranks = stored.ranks;
         trainer.sampler = Sampler::at(trainer.dataset.len(), state.position);
         trainer.step = state.step;
         Ok(trainer)
@@ -137,6 +141,7 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(TrainingError::NonFiniteLoss { step, loss, batch: indices });
         }
+        let regulariser = self.adapter.regularise(&mut gradients)?;
         let grad_norm = clip::clip(&mut gradients, self.config.clip_norm);
         if !grad_norm.is_finite() {
             return Err(TrainingError::NonFiniteGradient { step, norm: grad_norm, batch: indices });
@@ -145,22 +150,28 @@ impl Trainer {
             return Err(TrainingError::NoGradient { step });
         }
         let learning_rate = self.schedule.learning_rate(self.step);
-        let update = self.optimizer.begin(&self.config, learning_rate);
-        let optimizer = &mut self.optimizer;
+        let slow = self.optimizer.begin(&self.config, learning_rate);
+        let fast = self.optimizer.at(&self.config, learning_rate * self.config.loraplus_lr_ratio);
+        let (optimizer, is_fast) = (&mut self.optimizer, &self.fast);
         let mut outcome = Ok(());
         self.adapter.update(|index, values| {
             let gradient = gradients.get(index).map_or(&[][..], Vec::as_slice);
             if outcome.is_ok() {
+                let update = if is_fast.get(index) == Some(&true) { fast } else { slow };
                 outcome = optimizer.apply(update, index, values, gradient);
             }
         })?;
         outcome?;
+        if let Some(ranks) = &mut self.ranks {
+            ranks.after_step(step, &mut self.adapter, &gradients)?;
+        }
         self.step = step;
         Ok(StepReport {
             step,
             total: self.total,
             epoch: self.sampler.epochs(),
             loss,
+            regulariser,
             learning_rate,
             grad_norm,
             num_tokens,
@@ -179,12 +190,14 @@ impl Trainer {
             dataset: self.dataset.fingerprint(),
             base_probe: probe(&self.model)?,
         };
-        checkpoint::save(folder, &state, &self.adapter, &self.optimizer)
+        let parts =
+            Parts { state: &state, adapter: &self.adapter, optimizer: &self.optimizer, ranks: self.ranks.as_ref() };
+        checkpoint::save(folder, &parts)
     }
 
-    /// Writes the adapter as Python `peft` reads it.
+    /// Writes the adapter as Python `peft` reads it, without ranks that AdaLoRA has set to zero.
     pub fn save_adapter(&self, folder: &Path, base_model: &str) -> Result<()> {
-        Ok(peft::save(&self.adapter, folder, base_model)?)
+        Ok(peft::save(&self.adapter.pruned()?, folder, base_model)?)
     }
 
     /// Loss per example with the adapter as it is now.
@@ -219,7 +232,7 @@ impl Trainer {
 
     /// The adapter as it is now.
     #[must_use]
-    pub fn adapter(&self) -> &LoraAdapter {
+    pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
@@ -237,13 +250,13 @@ impl Trainer {
 
     /// The base model.
     #[must_use]
-    pub fn model(&self) -> &Arc<Llama> {
+    pub fn model(&self) -> &Arc<Decoder> {
         &self.model
     }
 }
 
 /// Everything that can be known before the first step.
-fn check_dataset(model: &Llama, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
+fn check_dataset(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
     let vocabulary = model.config().vocab_size;
     for sequence in dataset.sequences() {
         let (length, limit) = (sequence.ids.len(), config.sequence_length);
@@ -258,7 +271,7 @@ fn check_dataset(model: &Llama, config: &TrainingConfig, dataset: &Dataset) -> R
 }
 
 /// A few logits of the base model, by which another base of the same shape is recognised.
-fn probe(model: &Llama) -> Result<Vec<f32>> {
+fn probe(model: &Decoder) -> Result<Vec<f32>> {
     let ids: Vec<u32> = (0..model.config().vocab_size.min(8) as u32).collect();
     let logits = model.advance(&mut model.new_cache(), &ids, None)?;
     Ok(logits.into_iter().take(16).collect())

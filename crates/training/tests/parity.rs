@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use tunesmith_model::{Llama, LoraAdapter, peft};
+use tunesmith_model::{Adapter, Decoder, peft};
 use tunesmith_training::adamw::AdamW;
 use tunesmith_training::schedule::Schedule;
 use tunesmith_training::step::accumulate;
@@ -48,9 +48,9 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     parsed.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
-fn values(adapter: &LoraAdapter) -> Vec<(String, Vec<f32>)> {
+fn values(adapter: &Adapter) -> Vec<(String, Vec<f32>)> {
     let flat = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    adapter.parameters().into_iter().map(|(name, t)| (format!("base_model.model.{name}.weight"), flat(t))).collect()
+    adapter.parameters().into_iter().map(|(name, t)| (format!("base_model.model.{name}"), flat(t))).collect()
 }
 
 /// Largest absolute difference over the largest value.
@@ -65,7 +65,7 @@ fn ten_steps(name: &str) {
     let folder = goldens(name);
     let settings: Settings =
         serde_json::from_slice(&std::fs::read(folder.join("train/settings.json")).unwrap()).unwrap();
-    let model = Llama::load(&folder).unwrap();
+    let model = Decoder::load(&folder).unwrap();
     let mut adapter = peft::load(&folder.join("train/init"), model.config()).unwrap();
     let start = adapter.snapshot().unwrap();
     let config = TrainingConfig {

@@ -8,15 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tunesmith_model::rng::Rng;
-use tunesmith_model::{Llama, Message, Tokenizer};
+use tunesmith_model::{
+    AdaLoraConfig, AdapterConfig, Decoder, Ia3Config, LoraConfig, Message, Method, Module, Tokenizer,
+};
 use tunesmith_training::{Dataset, Example, Sequence, StepReport, Trainer, TrainingConfig, TrainingError, checkpoint};
 
 fn goldens(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
 }
 
-fn model() -> Arc<Llama> {
-    Arc::new(Llama::load(&goldens("gqa-tied")).unwrap())
+fn model() -> Arc<Decoder> {
+    Arc::new(Decoder::load(&goldens("gqa-tied")).unwrap())
 }
 
 /// Eleven sequences of unequal length, some tokens masked.
@@ -32,7 +34,7 @@ fn dataset(seed: u64) -> Dataset {
 
 fn config() -> TrainingConfig {
     TrainingConfig {
-        rank: 4,
+        adapter: AdapterConfig::lora(4, 32.0),
         max_steps: Some(10),
         batch_size: 2,
         accumulation: 2,
@@ -49,15 +51,30 @@ fn run(trainer: &mut Trainer, steps: usize) -> Vec<StepReport> {
     (0..steps).map(|_| trainer.step().unwrap()).collect()
 }
 
-fn files(folder: &Path) -> Vec<Vec<u8>> {
-    let names = [
-        "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors",
-        "optimizer.safetensors",
-        "state.json",
-        "manifest.json",
-    ];
-    names.iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
+/// Every file of a checkpoint that has content, with its name.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let manifest: checkpoint::Manifest =
+        serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+    let names = manifest.files.into_keys().chain(["manifest.json".to_owned()]);
+    names.map(|name| (name.clone(), fs::read(folder.join(name)).unwrap())).collect()
+}
+
+/// Ten steps of every method: LoRA, rsLoRA with LoRA+, DoRA, AdaLoRA (saved while its budget falls), IA³.
+fn methods() -> Vec<(&'static str, TrainingConfig)> {
+    let with = |method, target_modules: &[Module]| TrainingConfig {
+        adapter: AdapterConfig { method, target_modules: target_modules.to_vec() },
+        ..config()
+    };
+    let lora = |use_rslora, use_dora| Method::Lora(LoraConfig { rank: 4, alpha: 8.0, use_rslora, use_dora });
+    let ada = AdaLoraConfig { init_r: 6, target_r: 2, tinit: 1, tfinal: 2, delta_t: 2, ..AdaLoraConfig::for_steps(10) };
+    let ia3 = Method::Ia3(Ia3Config { feedforward_modules: vec![Module::Down] });
+    vec![
+        ("lora", with(lora(false, false), &Module::LLAMA)),
+        ("rslora", TrainingConfig { loraplus_lr_ratio: 4.0, ..with(lora(true, false), &[Module::Q, Module::V]) }),
+        ("dora", with(lora(false, true), &Module::LLAMA)),
+        ("adalora", with(Method::AdaLora(ada), &Module::LLAMA)),
+        ("ia3", with(ia3, &[Module::K, Module::V, Module::Down])),
+    ]
 }
 
 fn in_pool<R: Send>(num_threads: usize, job: impl FnOnce() -> R + Send) -> R {
@@ -66,29 +83,55 @@ fn in_pool<R: Send>(num_threads: usize, job: impl FnOnce() -> R + Send) -> R {
 
 #[test]
 fn ten_steps_equal_five_saved_resumed_and_five_more_at_any_thread_count() {
+    for (method, config) in methods() {
+        let folder = tempfile::tempdir().unwrap();
+        let (straight, broken) = (folder.path().join("straight"), folder.path().join("broken"));
+        let (reports, straight) = in_pool(1, || {
+            let mut trainer = Trainer::new(config.clone(), model(), dataset(1)).unwrap();
+            let reports = run(&mut trainer, 10);
+            (reports, trainer.save(&straight).unwrap())
+        });
+        let first = in_pool(2, || {
+            let mut trainer = Trainer::new(config.clone(), model(), dataset(1)).unwrap();
+            let first = run(&mut trainer, 5);
+            trainer.save(&broken).unwrap();
+            first
+        });
+        let (second, broken) = in_pool(3, || {
+            let from = checkpoint::latest(&broken).unwrap().unwrap();
+            let mut trainer = Trainer::resume(&from, model(), dataset(1)).unwrap();
+            let second = run(&mut trainer, 5);
+            assert!(matches!(trainer.step(), Err(TrainingError::Complete { total: 10 })));
+            (second, trainer.save(&broken).unwrap())
+        });
+        assert_eq!([first, second].concat(), reports, "{method}: losses, norms, learning rates and data position");
+        assert!(files(&straight) == files(&broken), "{method}: adapter, moments, state and manifest to the byte");
+        assert!(reports[2].loss.is_finite() && reports[9].epoch > 3.0, "several epochs were crossed");
+        assert_eq!(reports[0].regulariser > 0.0, method == "adalora");
+        assert_eq!(broken.join("rank-allocator.safetensors").exists(), method == "adalora");
+    }
+}
+
+#[test]
+fn adalora_ends_with_its_target_ranks_and_a_resume_needs_its_importance() {
+    let (_, config) = methods().into_iter().find(|(method, _)| *method == "adalora").unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let (straight, broken) = (folder.path().join("straight"), folder.path().join("broken"));
-    let (reports, straight) = in_pool(1, || {
-        let mut trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
-        let reports = run(&mut trainer, 10);
-        (reports, trainer.save(&straight).unwrap())
-    });
-    let first = in_pool(2, || {
-        let mut trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
-        let first = run(&mut trainer, 5);
-        trainer.save(&broken).unwrap();
-        first
-    });
-    let (second, broken) = in_pool(3, || {
-        let from = checkpoint::latest(&broken).unwrap().unwrap();
-        let mut trainer = Trainer::resume(&from, model(), dataset(1)).unwrap();
-        let second = run(&mut trainer, 5);
-        assert!(matches!(trainer.step(), Err(TrainingError::Complete { total: 10 })));
-        (second, trainer.save(&broken).unwrap())
-    });
-    assert_eq!([first, second].concat(), reports, "losses, norms, learning rates and data position");
-    assert!(files(&straight) == files(&broken), "adapter, moments, state and manifest to the byte");
-    assert!(reports[2].loss.is_finite() && reports[9].epoch > 3.0, "several epochs were crossed");
+    let mut trainer = Trainer::new(config.clone(), model(), dataset(1)).unwrap();
+    run(&mut trainer, 5);
+    let saved = trainer.save(folder.path()).unwrap();
+    run(&mut trainer, 5);
+    trainer.save_adapter(&folder.path().join("adapter"), "base").unwrap();
+    let stored = tunesmith_model::peft::load(&folder.path().join("adapter"), model().config()).unwrap();
+    let ranks =
+        stored.parameters().into_iter().filter(|(name, _)| name.ends_with("lora_E")).map(|(_, e)| e.elem_count());
+    assert_eq!(ranks.sum::<usize>(), 2 * 14, "two ranks for each of the fourteen modules on average");
+    // the pruned adapter computes the same
+    let logits = |adapter| model().logits(&[1, 2, 3, 4, 5], Some(adapter)).unwrap().to_vec2::<f32>().unwrap().concat();
+    let difference = logits(&stored).into_iter().zip(logits(trainer.adapter())).map(|(a, b)| (a - b).abs());
+    assert!(difference.fold(0.0f32, f32::max) < 1e-5);
+    fs::remove_file(saved.join("rank-allocator.safetensors")).unwrap();
+    let error = Trainer::resume(&saved, model(), dataset(1)).err().unwrap();
+    assert!(matches!(error, TrainingError::CheckpointCorrupt { .. }), "{error}");
 }
 
 #[test]
@@ -149,7 +192,7 @@ fn other_data_and_another_base_are_refused_on_resume() {
     run(&mut trainer, 1);
     let saved = trainer.save(folder.path()).unwrap();
     assert!(matches!(Trainer::resume(&saved, model(), dataset(2)), Err(TrainingError::DatasetMismatch { .. })));
-    let other = Arc::new(Llama::load(&goldens("llama3-untied")).unwrap());
+    let other = Arc::new(Decoder::load(&goldens("llama3-untied")).unwrap());
     assert!(Trainer::resume(&saved, other, dataset(1)).is_err());
     // same shapes, other weights
     let changed = tempfile::tempdir().unwrap();
@@ -158,14 +201,18 @@ fn other_data_and_another_base_are_refused_on_resume() {
     let at = bytes.len() - 8000;
     bytes[at..].fill(0);
     fs::write(changed.path().join("model.safetensors"), bytes).unwrap();
-    let changed = Arc::new(Llama::load(changed.path()).unwrap());
+    let changed = Arc::new(Decoder::load(changed.path()).unwrap());
     assert!(matches!(Trainer::resume(&saved, changed, dataset(1)), Err(TrainingError::BaseModelMismatch { .. })));
 }
 
 #[test]
 fn what_cannot_be_trained_is_refused_before_the_first_step() {
     let refused = |config: TrainingConfig| Trainer::new(config, model(), dataset(1)).err().unwrap().to_string();
-    assert!(refused(TrainingConfig { rank: 0, ..config() }).contains("rank"));
+    assert!(refused(TrainingConfig { adapter: AdapterConfig::lora(0, 32.0), ..config() }).contains("rank"));
+    let named = |wanted: &str| methods().into_iter().find(|(method, _)| *method == wanted).unwrap().1;
+    let short = TrainingConfig { max_steps: Some(9), ..named("adalora") };
+    assert!(refused(short).contains("total_step = 10, the run has 9 steps"));
+    assert!(refused(TrainingConfig { loraplus_lr_ratio: 2.0, ..named("ia3") }).contains("loraplus_lr_ratio = 2"));
     assert!(refused(TrainingConfig { learning_rate: f64::NAN, ..config() }).contains("learning_rate"));
     assert!(refused(TrainingConfig { sequence_length: 512, ..config() }).contains("max_position_embeddings"));
     assert!(refused(TrainingConfig { sequence_length: 10, ..config() }).contains("sequence_length 10"));

@@ -22,6 +22,7 @@ use tunesmith_contract::{
     keys::workspace,
     ledger::{ItemKey, RunRecord},
     plan::Plan,
+    settings::{Method, TrainingSettings},
     tasks::RequestApprovalInput,
 };
 use tunesmith_evaluation::{CostLine, DecisionPage, Fact, decision_page};
@@ -147,7 +148,7 @@ fn report(
     let facts = [
         fact("Run", plan.run.to_string()),
         fact("Dataset", plan.dataset.to_string()),
-        fact("Method", format!("LoRA, rank {}, alpha {}", training.rank, training.alpha)),
+        fact("Method", method(training)),
         fact("Steps", plan.steps.to_string()),
         fact("Tokens", plan.tokens.to_string()),
         fact("Attempts", format!("{} ({} interrupted in this pipeline)", run.attempts, run.interruptions)),
@@ -185,6 +186,20 @@ fn endpoint_costs(price: &EndpointPrice) -> [CostLine; 2] {
 /// All instances together.
 pub(crate) fn per_hour(count: u32, hour: Usd) -> Usd {
     Usd::from_micros(hour.micros().saturating_mul(i64::from(count)))
+}
+
+fn method(training: &TrainingSettings) -> String {
+    let title = training.method.title();
+    match training.method {
+        Method::Lora | Method::Rslora | Method::Dora => {
+            format!("{title}, rank {}, alpha {}", training.rank, training.alpha)
+        }
+        Method::Adalora => {
+            let ranks = &training.adalora;
+            format!("{title}, rank {} to {}, alpha {}", ranks.init_r, ranks.target_r, training.alpha)
+        }
+        Method::Ia3 => title.to_owned(),
+    }
 }
 
 #[cfg(test)]

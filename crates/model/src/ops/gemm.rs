@@ -29,6 +29,31 @@ impl<'a> View<'a> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// Number of rows.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Rows `start..end`, which must exist.
+    #[must_use]
+    pub fn rows(self, start: usize, end: usize) -> Self {
+        Self { data: &self.data[start * self.row_stride..], rows: end - start, ..self }
+    }
+
+    /// One row of a matrix that is not transposed.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        debug_assert!(self.col_stride == 1, "a row of a transposed matrix is not a slice");
+        &self.data[index * self.row_stride..][..self.cols]
+    }
+
     fn span(&self) -> usize {
         span(self.rows, self.cols, self.row_stride, self.col_stride)
     }
@@ -73,6 +98,13 @@ pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>
     assert!(dst.rows == a.rows && dst.cols == b.cols && a.cols == b.rows, "gemm shapes do not fit");
     assert!(span(dst.rows, dst.cols, dst.row_stride, 1) <= dst.data.len(), "gemm destination too short");
     assert!(a.span() <= a.data.len() && b.span() <= b.data.len(), "gemm operand too short");
+    if a.cols == 0 {
+        // an empty sum: AdaLoRA may leave a module no rank at all
+        if write == Write::Replace {
+            dst.data.chunks_mut(dst.row_stride.max(1)).for_each(|row| row[..dst.cols].fill(0.0));
+        }
+        return;
+    }
     let parallelism = match (threads, rayon::current_num_threads()) {
         (Threads::Pool, num_threads) if num_threads > 1 => Parallelism::Rayon(num_threads),
         _ => Parallelism::None,

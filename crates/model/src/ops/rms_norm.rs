@@ -72,7 +72,7 @@ pub fn backward(
 }
 
 vectorised! {
-fn scale_row(y: &mut [f32], x: &[f32], w: &[f32], r: f32) {
+pub(super) fn scale_row(y: &mut [f32], x: &[f32], w: &[f32], r: f32) {
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
         *y = w * (x * r);
     }
@@ -80,7 +80,8 @@ fn scale_row(y: &mut [f32], x: &[f32], w: &[f32], r: f32) {
 }
 
 vectorised! {
-fn backward_row(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], r: f32) {
+/// Adds to `dx`.
+pub(super) fn backward_row(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], r: f32) {
     let mut sums = [0.0f32; 16];
     let (dys, xs, ws) = (dy.chunks_exact(16), x.chunks_exact(16), w.chunks_exact(16));
     let tail = dys.remainder().iter().zip(xs.remainder()).zip(ws.remainder());
@@ -99,7 +100,7 @@ fn backward_row(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], r: f32) {
 
 vectorised! {
 /// Sixteen partial sums: the order is fixed, and the compiler keeps them in vector registers.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 16];
     let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
     let rest: f32 = a16.remainder().iter().zip(b16.remainder()).map(|(x, y)| x * y).sum();

@@ -1,18 +1,17 @@
-//! Rotary position embedding (Su et al. 2021) in the half-split form of Hugging Face Llama, with its scalings.
+//! Rotary position embedding (Su et al. 2021) in the half-split form of Hugging Face Llama.
 //!
 //! For pair `i < d/2` of a head at position `p`: `θ = p · f_i`, `(a, b) = (x_i, x_{i+d/2})` becomes
-//! `(a·cos θ − b·sin θ, b·cos θ + a·sin θ)`. `f_i = base^(−2i/d)`, changed by the scaling:
-//! - linear: `f_i / factor`;
-//! - llama3: wavelength `2π/f_i` above `original/low` → `f_i / factor`; below `original/high` → unchanged; smooth between
-//!   (`transformers` `modeling_rope_utils.py`, `_compute_llama3_parameters`).
+//! `(a·cos θ − b·sin θ, b·cos θ + a·sin θ)`; the frequencies `f_i` are those of [`super::rope_scaling`], and some scalings multiply
+//! cosines and sines by a constant.
 //!
-//! The backward pass is the rotation by `−θ`.
+//! The backward pass is the rotation by `−θ`, with the same constant.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::rope_scaling::{attention_factor, frequencies};
 use super::{ROWS_PER_TASK, update, vectorised};
-use crate::config::{LlamaConfig, RopeScaling};
+use crate::config::Rotary;
 use crate::error::Result;
 
 /// Which way to rotate.
@@ -32,41 +31,17 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the table for `max_position_embeddings` positions: `2 · positions · d/2` values.
+    /// Computes the table for heads of `head_dim` values: `2 · num_positions · d/2` values.
     #[must_use]
-    pub fn new(config: &LlamaConfig) -> Self {
-        let half = config.head_dim / 2;
-        let frequencies = frequencies(config.head_dim, config.rope_theta, &config.rope_scaling);
+    pub fn new(rotary: &Rotary, head_dim: usize, num_positions: usize) -> Self {
+        let half = head_dim / 2;
+        let frequencies = frequencies(head_dim, rotary);
+        let factor = attention_factor(&rotary.scaling);
         // the product in f32, as the peer computes it: at position 100,000 a product in f64 differs visibly
-        let angles = (0..config.max_position_embeddings).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        let angles = (0..num_positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let (cos, sin) = angles.map(|angle| (angle.cos() * factor, angle.sin() * factor)).unzip();
         Self { cos, sin, half }
     }
-}
-
-fn frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Vec<f32> {
-    (0..head_dim / 2)
-        .map(|i| {
-            let frequency = 1.0 / theta.powf(2.0 * i as f64 / head_dim as f64);
-            let scaled = match *scaling {
-                RopeScaling::Default => frequency,
-                RopeScaling::Linear { factor } => frequency / factor,
-                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                    let original = original_max_position_embeddings as f64;
-                    let wavelength = 2.0 * std::f64::consts::PI / frequency;
-                    if wavelength > original / low_freq_factor {
-                        frequency / factor
-                    } else if wavelength < original / high_freq_factor {
-                        frequency
-                    } else {
-                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                        (1.0 - smooth) * frequency / factor + smooth * frequency
-                    }
-                }
-            };
-            scaled as f32
-        })
-        .collect()
 }
 
 /// Rotates, in place, the first `heads` heads of every row of `x` `[n, ≥ heads·d]` (queries and keys lie first in a fused
@@ -106,10 +81,11 @@ fn turn(heads: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RopeScaling;
     use crate::ops::testing::{check_gradient, dot, random};
 
     fn table() -> RopeTable {
-        RopeTable::new(&LlamaConfig { head_dim: 8, max_position_embeddings: 64, ..LlamaConfig::tiny() })
+        RopeTable::new(&Rotary { theta: 10_000.0, scaling: RopeScaling::Default }, 8, 64)
     }
 
     fn rotated(x: &Tensor, direction: Direction) -> Tensor {
@@ -126,20 +102,5 @@ mod tests {
         let y = rotated(&x, Direction::Forward).to_vec2::<f32>().unwrap();
         assert_eq!(y[1][16..], x.to_vec2::<f32>().unwrap()[1][16..]);
         assert_eq!(y[0], x.to_vec2::<f32>().unwrap()[0], "position 0 is not rotated");
-    }
-
-    #[test]
-    fn llama3_scaling_keeps_high_and_divides_low_frequencies() {
-        let plain = frequencies(64, 500_000.0, &RopeScaling::Default);
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192,
-        };
-        let scaled = frequencies(64, 500_000.0, &scaling);
-        assert_eq!(plain[0], scaled[0]);
-        assert!((plain[31] / scaled[31] - 8.0).abs() < 1e-4);
-        assert!(scaled.iter().zip(&plain).any(|(s, p)| s < p && *s > p / 8.0 * 1.001), "some lie between");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tunesmith_contract::documents::Role;
-use tunesmith_model::{KvCache, Llama, LoraAdapter, Message, ModelError, Tokenizer, encode_prompt, peft};
+use tunesmith_model::{Adapter, Decoder, KvCache, Message, ModelError, Tokenizer, encode_prompt, peft};
 
 use super::Prompt;
 use crate::openai::Weights;
@@ -11,9 +11,9 @@ use crate::openai::Weights;
 /// A base model with or without an adapter. Both are answered for from one copy of the weights.
 pub struct ServedModel {
     name: String,
-    llama: Llama,
+    model: Decoder,
     tokenizer: Tokenizer,
-    adapter_opt: Option<LoraAdapter>,
+    adapter_opt: Option<Adapter>,
 }
 
 impl ServedModel {
@@ -22,10 +22,10 @@ impl ServedModel {
     /// # Errors
     /// [`ModelError`] naming the file that is missing, damaged or does not fit the base model.
     pub fn load(name: &str, base: &Path, adapter: Option<&Path>) -> Result<Self, ModelError> {
-        let llama = Llama::load(base)?;
-        let adapter_opt = adapter.map(|folder| peft::load(folder, llama.config())).transpose()?;
-        llama.check_adapter(adapter_opt.as_ref())?;
-        Ok(Self { name: name.into(), llama, tokenizer: Tokenizer::load(base)?, adapter_opt })
+        let model = Decoder::load(base)?;
+        let adapter_opt = adapter.map(|folder| peft::load(folder, model.config())).transpose()?;
+        model.check_adapter(adapter_opt.as_ref())?;
+        Ok(Self { name: name.into(), model, tokenizer: Tokenizer::load(base)?, adapter_opt })
     }
 
     /// The model's name in the API.
@@ -37,7 +37,7 @@ impl ServedModel {
     /// Tokens that a prompt and its answer may have together.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.llama.config().max_position_embeddings
+        self.model.config().max_position_embeddings
     }
 
     /// The tokenizer.
@@ -63,7 +63,7 @@ impl ServedModel {
     /// An empty cache for one conversation.
     #[must_use]
     pub fn new_cache(&self) -> KvCache {
-        self.llama.new_cache()
+        self.model.new_cache()
     }
 
     /// Reads `ids` into the cache; logits after the last of them.
@@ -75,7 +75,7 @@ impl ServedModel {
             Weights::Tuned => self.adapter_opt.as_ref(),
             Weights::Base => None,
         };
-        self.llama.advance(cache, ids, adapter)
+        self.model.advance(cache, ids, adapter)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, path::Path};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, json};
 use tempfile::TempDir;
-use tunesmith_model::{Llama, LoraAdapter, LoraConfig, peft, rng::Rng};
+use tunesmith_model::{Adapter, AdapterConfig, Decoder, peft, rng::Rng};
 use tunesmith_serving::{Engine, Limits, ServedModel};
 
 pub const CONTEXT: usize = 200;
@@ -16,17 +16,21 @@ const VOCABULARY: usize = 256 + SPECIAL.len();
 const TEMPLATE: &str = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}\
                         {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
-/// Folder `base` with the model, folder `adapter` with an adapter that changes its answers.
+/// Folder `base` with the model, folder `adapter` with a LoRA adapter that changes its answers.
 pub fn folder() -> TempDir {
+    folder_with(AdapterConfig::lora(4, 8.0))
+}
+
+/// The same with an adapter of another method.
+pub fn folder_with(config: AdapterConfig) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join("base");
     fs::create_dir(&base).unwrap();
     write_config(&base);
     write_tokenizer(&base);
     write_weights(&base);
-    let llama = Llama::load(&base).unwrap();
-    let config = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::new(config, llama.config(), 1).unwrap();
+    let llama = Decoder::load(&base).unwrap();
+    let mut adapter = Adapter::new(config, &llama, 1).unwrap();
     let mut rng = Rng::new(9, 0);
     adapter.update(|_, values| values.iter_mut().for_each(|v| *v = (rng.uniform() - 0.5) * 0.5)).unwrap();
     peft::save(&adapter, &folder.path().join("adapter"), "tiny").unwrap();

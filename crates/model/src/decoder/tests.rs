@@ -1,0 +1,129 @@
+use super::*;
+use crate::adapters::AdapterConfig;
+use crate::adapters::testing::every_method;
+use crate::config::{Activation, Biases, Layout, NormKind, Positions};
+use crate::ops::testing::random;
+
+pub fn tiny_model() -> Decoder {
+    model(ModelConfig::tiny())
+}
+
+/// Random weights for any configuration; those of a name do not depend on the order of loading.
+pub fn model(config: ModelConfig) -> Decoder {
+    let one = if config.norm == NormKind::RmsPlusOne { 0.0 } else { 1.0 };
+    Decoder::from_source(config, &|name, shape| {
+        let seed = name.bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        let around = if name.ends_with("norm.weight") || name.contains("ln_") { one } else { 0.0 };
+        let scale = if name.contains("embed_tokens") { 1.0 } else { 0.3 };
+        Ok((random(seed, shape, scale) + around)?)
+    })
+    .unwrap()
+}
+
+/// One configuration for each variant of the layer, all tiny.
+pub fn variants() -> Vec<(&'static str, ModelConfig)> {
+    let tiny = ModelConfig::tiny;
+    let all = Biases { qkv: true, o: true, mlp: true };
+    let learned = ModelConfig { positions: Positions::Learned, layout: Layout::Gpt2, num_key_value_heads: 4, ..tiny() };
+    vec![
+        ("llama", tiny()),
+        ("biases", ModelConfig { biases: all, ..tiny() }),
+        ("windows", ModelConfig { sliding_windows: vec![Some(5), None], ..tiny() }),
+        ("qk_norm", ModelConfig { qk_norm: true, head_dim: 6, ..tiny() }),
+        ("phi3", ModelConfig { layout: Layout::Phi3, sliding_windows: vec![Some(7); 2], ..tiny() }),
+        (
+            "gemma2",
+            ModelConfig {
+                norm: NormKind::RmsPlusOne,
+                post_norms: true,
+                activation: Activation::GeGluTanh,
+                embedding_scale: 2.0,
+                attention_soft_cap: Some(1.5),
+                final_soft_cap: Some(3.0),
+                sliding_windows: vec![Some(6), None],
+                ..tiny()
+            },
+        ),
+        ("gpt2", ModelConfig { norm: NormKind::Layer, biases: all, activation: Activation::GeluTanh, ..learned }),
+    ]
+}
+
+/// LoRA on every module, none of whose gradients is zero.
+pub fn busy_adapter(model: &Decoder) -> Adapter {
+    every_method(model).remove(0).1
+}
+
+/// Two sequences with a gap in the targets.
+pub fn batch() -> Batch {
+    let ids: Vec<u32> = (0..23).map(|i| i * 7 % 48).collect();
+    let mut targets: Vec<u32> = (0..23).map(|i| (i * 5 + 1) % 48).collect();
+    targets[4] = cross_entropy::IGNORE;
+    Batch::new(ids, targets, vec![9, 14]).unwrap()
+}
+
+#[test]
+fn recomputed_layers_give_the_same_gradients_and_norms_to_the_bit() {
+    for (variant, config) in variants() {
+        let model = model(config);
+        for (method, adapter) in every_method(&model) {
+            let run = |recompute| {
+                let result = model.loss_gradients_and_norms(&batch(), &adapter, 1.0, recompute).unwrap();
+                let bits = |gradient: &Tensor| host(gradient).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                (result.row_losses, result.gradients.iter().map(bits).collect::<Vec<_>>(), result.example_norms)
+            };
+            assert!(run(Recompute::Nothing) == run(Recompute::Layers), "{variant} {method}");
+        }
+    }
+}
+
+#[test]
+fn packed_sequences_equal_the_same_sequences_alone_in_every_variant() {
+    for (variant, config) in variants() {
+        let model = model(config);
+        let adapter = busy_adapter(&model);
+        let packed = model.row_losses(&batch(), Some(&adapter)).unwrap();
+        let (ids, targets) = (batch().ids().to_vec(), batch().targets().to_vec());
+        let mut alone = Vec::new();
+        for range in [0..9, 9..23] {
+            let one =
+                Batch::new(ids[range.clone()].to_vec(), targets[range.clone()].to_vec(), vec![range.len()]).unwrap();
+            alone.extend(model.row_losses(&one, Some(&adapter)).unwrap());
+        }
+        for (a, b) in packed.iter().zip(alone) {
+            assert!((a - b).abs() < 1e-5, "{variant}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_for_another_model_and_too_long_a_text_are_refused() {
+    let model = tiny_model();
+    for (method, adapter) in every_method(&model) {
+        let mut other = tiny_model();
+        other.config.hidden_size = 64;
+        other.config.intermediate_size = 80;
+        let refused = other.check_adapter(Some(&adapter));
+        assert!(matches!(refused, Err(ModelError::AdapterMismatch { .. })), "{method}");
+    }
+    let gate = Module::from_name("gate", &Module::LLAMA).unwrap_err().to_string();
+    assert!(gate.contains("\"gate\"") && gate.contains("gate_proj up_proj"), "{gate}");
+    let rank_zero = AdapterConfig::lora(0, 1.0);
+    assert!(Adapter::new(rank_zero, &model, 1).unwrap_err().to_string().contains("rank = 0"));
+    assert!(matches!(model.logits(&[1; 257], None), Err(ModelError::TooManyPositions { length: 257, limit: 256 })));
+    assert!(matches!(model.logits(&[48], None), Err(ModelError::TokenOutOfRange { id: 48, vocabulary: 48 })));
+    assert!(matches!(model.logits(&[], None), Err(ModelError::EmptyBatch)));
+}
+
+#[test]
+fn targets_that_the_model_does_not_have_are_refused_with_those_that_it_has() {
+    let phi3 = model(ModelConfig { layout: Layout::Phi3, ..ModelConfig::tiny() });
+    let llama = tiny_model();
+    let on_llama = Adapter::new(AdapterConfig::default(), &llama, 1).unwrap();
+    for error in [
+        Adapter::new(AdapterConfig::default(), &phi3, 1).unwrap_err(),
+        phi3.logits(&[1, 2], Some(&on_llama)).unwrap_err(),
+    ] {
+        let error = error.to_string();
+        assert!(error.contains("q_proj") && error.contains("qkv_proj o_proj gate_up_proj down_proj"), "{error}");
+    }
+}

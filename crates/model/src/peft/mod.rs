@@ -1,0 +1,143 @@
+//! Adapters on disk, in the layout of Python `peft`: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Tensor names: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`; the last parts and the shapes are in the file
+//! of each method under [`crate::adapters`]. All values are f32.
+
+mod settings;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Map, Value};
+
+use crate::adapters::Adapter;
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::ops::host;
+use crate::weights::Weights;
+
+/// File with the settings.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// File with the tensors.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+const PREFIX: &str = "base_model.model.";
+
+/// Writes both files into `folder`, which is created. `base_model` is what `peft` shows as `base_model_name_or_path`.
+/// The same adapter gives the same bytes.
+pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
+    fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
+    let path = folder.join(CONFIG_FILE);
+    let settings = settings::write(adapter, base_model);
+    let text = serde_json::to_string_pretty(&settings).map_err(ModelError::json(&path))?;
+    fs::write(&path, text + "\n").map_err(ModelError::io(&path))?;
+    write_tensors(adapter, &folder.join(WEIGHTS_FILE))
+}
+
+/// Reads both files and checks them against the model that the adapter is to sit on.
+pub fn load(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
+    let path = folder.join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+    let settings: Map<String, Value> = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
+    let settings::Stored { config, ranks } = settings::read(&settings, model.modules())?;
+    let weights = Weights::open_files(folder, vec![folder.join(WEIGHTS_FILE)])?;
+    let adapter = Adapter::build(config, model, &ranks, |place, name, shape, _| {
+        weights.get(&format!("{PREFIX}{}.{name}", place.path), shape)
+    })?;
+    let known: Vec<String> = adapter.parameters().iter().map(|(name, _)| format!("{PREFIX}{name}")).collect();
+    match weights.names().find(|name| !known.iter().any(|known| known == name)) {
+        None => Ok(adapter),
+        Some(surplus) => {
+            let reason = "the model or the method has no such tensor".to_owned();
+            Err(ModelError::AdapterMismatch { name: surplus.to_owned(), reason })
+        }
+    }
+}
+
+fn write_tensors(adapter: &Adapter, path: &Path) -> Result<()> {
+    let mut tensors = Vec::new();
+    for (name, tensor) in adapter.parameters() {
+        let bytes: Vec<u8> = host(tensor)?.iter().flat_map(|value| value.to_le_bytes()).collect();
+        tensors.push((format!("{PREFIX}{name}"), tensor.dims().to_vec(), bytes));
+    }
+    let broken = |error: safetensors::SafeTensorError| ModelError::BadSafetensors {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    };
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, shape, bytes) in &tensors {
+        views.push((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?));
+    }
+    // `transformers` refuses files without this entry
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::testing::every_method;
+    use crate::decoder::tests::{busy_adapter, tiny_model};
+
+    fn same(a: &Adapter, b: &Adapter) {
+        assert_eq!(a.config(), b.config());
+        for ((name, a), (same, b)) in a.parameters().into_iter().zip(b.parameters()) {
+            assert_eq!((name, a.dims(), &*host(a).unwrap()), (same, b.dims(), &*host(b).unwrap()));
+        }
+    }
+
+    #[test]
+    fn an_adapter_of_any_method_survives_the_disk_bit_for_bit() {
+        let model = tiny_model();
+        for (_, adapter) in every_method(&model) {
+            let folder = tempfile::tempdir().unwrap();
+            save(&adapter, folder.path(), "some/base").unwrap();
+            let again = load(folder.path(), model.config()).unwrap();
+            same(&again, &adapter);
+            let bytes = fs::read(folder.path().join(WEIGHTS_FILE)).unwrap();
+            save(&again, folder.path(), "some/base").unwrap();
+            assert!(bytes == fs::read(folder.path().join(WEIGHTS_FILE)).unwrap());
+        }
+    }
+
+    #[test]
+    fn pruned_ranks_survive_the_disk() {
+        let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
+        let mut adapter = every_method(&model).into_iter().find(|(name, _)| *name == "adalora").unwrap().1;
+        let names: Vec<String> = adapter.parameters().into_iter().map(|(name, _)| name).collect();
+        adapter
+            .update(|index, values| {
+                // one module loses one rank, one loses all, the others none
+                match names[index].as_str() {
+                    "model.layers.0.self_attn.q_proj.lora_E" => values[1] = 0.0,
+                    "model.layers.1.mlp.up_proj.lora_E" => values.fill(0.0),
+                    _ => {}
+                }
+            })
+            .unwrap();
+        let pruned = adapter.pruned().unwrap();
+        assert!(pruned.num_parameters() < adapter.num_parameters());
+        save(&pruned, folder.path(), "base").unwrap();
+        let again = load(folder.path(), model.config()).unwrap();
+        same(&again, &pruned);
+        let logits = |adapter| model.logits(&[3, 1, 4, 1, 5], Some(adapter)).unwrap().to_vec2::<f32>().unwrap();
+        for (a, b) in logits(&adapter).concat().iter().zip(logits(&again).concat()) {
+            assert!((a - b).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn adapters_for_other_models_are_refused() {
+        let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
+        save(&busy_adapter(&model), folder.path(), "base").unwrap();
+        let wider = ModelConfig { hidden_size: 64, ..model.config().clone() };
+        assert!(matches!(load(folder.path(), &wider), Err(ModelError::WrongShape { .. })));
+        let deeper = ModelConfig { num_hidden_layers: 3, ..model.config().clone() };
+        assert!(matches!(load(folder.path(), &deeper), Err(ModelError::MissingTensor { .. })));
+        let shallower = ModelConfig { num_hidden_layers: 1, ..model.config().clone() };
+        assert!(matches!(load(folder.path(), &shallower), Err(ModelError::AdapterMismatch { .. })));
+    }
+}
