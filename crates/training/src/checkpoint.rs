@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! {folder}/{step}/adapter/adapter_config.json, adapter/adapter_model.safetensors   as Python `peft` reads them
-//!                 optimizer.safetensors    exp_avg.{n}, exp_avg_sq.{n}: moments, in the order of the adapter's tensors
+//!                 optimizer.safetensors    exp_avg.{n}, exp_avg_sq.{n}: moments, in the order of the adapter's tensors;
+//!                                          in 8 bits code indices, with exp_avg.{n}.absmax, exp_avg_sq.{n}.absmax
+//!                 gradients.safetensors    gradient.{n}: only in the middle of accumulation, the sums so far
 //!                 state.json               step, settings, position in the data, fingerprints
 //!                 manifest.json            size and SHA-256 of the files above
 //!                 DONE                     empty, written last
@@ -11,45 +13,77 @@
 //! `DONE` never sees half a checkpoint, on a disk as in a bucket. The schedule needs no state beyond the step, random numbers
 //! none beyond the position.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tunesmith_model::{LlamaConfig, LoraAdapter, peft};
 
-use crate::adamw::AdamW;
+use crate::adamw::{AdamW, Moments};
 use crate::config::TrainingConfig;
+use crate::divergence::LossWatch;
 use crate::error::{Result, TrainingError};
 use crate::sampler::Position;
+use crate::tensor_file::{Outgoing, Tensors, write_tensors};
 
 /// The marker that makes a checkpoint count.
 pub const DONE: &str = "DONE";
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const GRADIENTS: &str = "gradients.safetensors";
 const ADAPTER: &str = "adapter";
+
+/// Counts up when a position, a setting or a tensor changes its meaning.
+const FORMAT: u32 = 2;
 
 /// What `state.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
+    /// Version of this layout; that of [`State::current_format`] in new checkpoints.
+    #[serde(default)]
+    pub format: u32,
     /// Steps completed.
     pub step: usize,
     /// Steps of the run.
     pub total: usize,
     /// Settings of the run.
     pub config: TrainingConfig,
-    /// Position in the data, which is also the random state.
+    /// Position in the data, which is also the random state; before the step that `window` is in the middle of.
     pub position: Position,
+    /// The unfinished step, when some of its batches are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// What is remembered of the losses.
+    #[serde(default)]
+    pub watch: LossWatch,
     /// Fingerprint of the dataset.
     pub dataset: String,
     /// Some logits of the base model.
     pub base_probe: Vec<f32>,
+}
+
+impl State {
+    /// What this version writes and reads.
+    #[must_use]
+    pub const fn current_format() -> u32 {
+        FORMAT
+    }
+}
+
+/// A step in the middle of accumulation; its gradients are in `gradients.safetensors`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Rows of the step that went through the model.
+    pub rows_done: usize,
+    /// Their negative log-likelihood, in nats.
+    pub nll: f64,
 }
 
 /// Size and hash of one file.
@@ -72,6 +106,18 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
+/// What a checkpoint is made of.
+pub struct Parts<'a> {
+    /// `state.json`.
+    pub state: &'a State,
+    /// The adapter.
+    pub adapter: &'a LoraAdapter,
+    /// The optimizer's state.
+    pub optimizer: &'a AdamW,
+    /// Sums of an unfinished step; empty between steps.
+    pub gradients: &'a [Vec<f32>],
+}
+
 /// A checkpoint that was read and verified.
 pub struct Stored {
     /// `state.json`.
@@ -80,35 +126,54 @@ pub struct Stored {
     pub adapter: LoraAdapter,
     /// The optimizer's state.
     pub optimizer: AdamW,
+    /// Sums of an unfinished step; empty between steps.
+    pub gradients: Vec<Vec<f32>>,
 }
 
-/// Writes `{folder}/{step}`; a checkpoint of the same step is replaced.
-pub fn save(folder: &Path, state: &State, adapter: &LoraAdapter, optimizer: &AdamW) -> Result<PathBuf> {
+/// Writes `{folder}/{step}`; a checkpoint of the same step is replaced. When it fails, nothing of it is left and the one of the
+/// same step is still there.
+pub fn save(folder: &Path, parts: &Parts<'_>) -> Result<PathBuf> {
+    let step = parts.state.step;
     fs::create_dir_all(folder).map_err(TrainingError::io(folder))?;
-    let temporary = folder.join(format!(".writing-{}", state.step));
+    let temporary = folder.join(format!(".writing-{step}"));
     remove(&temporary)?;
-    fs::create_dir_all(&temporary).map_err(TrainingError::io(&temporary))?;
-    peft::save(adapter, &temporary.join(ADAPTER), "")?;
-    write_moments(optimizer, &temporary.join(OPTIMIZER))?;
-    write_json(&temporary.join(STATE), state)?;
-    let names = [
-        format!("{ADAPTER}/{}", peft::CONFIG_FILE),
-        format!("{ADAPTER}/{}", peft::WEIGHTS_FILE),
-        OPTIMIZER.to_owned(),
-        STATE.to_owned(),
-    ];
-    let mut files = BTreeMap::new();
-    for name in names {
-        let entry = seal(&temporary.join(&name))?;
-        files.insert(name, entry);
+    if let Err(error) = write(&temporary, parts) {
+        // the first error says what is wrong; a folder under this name never counts
+        let _ = fs::remove_dir_all(&temporary);
+        return Err(error);
     }
-    write_json(&temporary.join(MANIFEST), &Manifest { step: state.step, num_updates: optimizer.num_updates, files })?;
-    let target = folder.join(state.step.to_string());
+    let target = folder.join(step.to_string());
     remove(&target)?;
     fs::rename(&temporary, &target).map_err(TrainingError::io(&target))?;
     let done = target.join(DONE);
     File::create(&done).and_then(|file| file.sync_all()).map_err(TrainingError::io(&done))?;
     Ok(target)
+}
+
+fn write(folder: &Path, parts: &Parts<'_>) -> Result<()> {
+    fs::create_dir_all(folder).map_err(TrainingError::io(folder))?;
+    peft::save(parts.adapter, &folder.join(ADAPTER), "")?;
+    write_tensors(&moments(parts.optimizer), &folder.join(OPTIMIZER))?;
+    write_json(&folder.join(STATE), parts.state)?;
+    let mut names = vec![
+        format!("{ADAPTER}/{}", peft::CONFIG_FILE),
+        format!("{ADAPTER}/{}", peft::WEIGHTS_FILE),
+        OPTIMIZER.to_owned(),
+        STATE.to_owned(),
+    ];
+    if !parts.gradients.is_empty() {
+        let sums = parts.gradients.iter().enumerate();
+        let tensors: Vec<_> = sums.map(|(index, sum)| Outgoing::new(format!("gradient.{index}"), sum)).collect();
+        write_tensors(&tensors, &folder.join(GRADIENTS))?;
+        names.push(GRADIENTS.to_owned());
+    }
+    let mut files = BTreeMap::new();
+    for name in names {
+        let entry = seal(&folder.join(&name))?;
+        files.insert(name, entry);
+    }
+    let num_updates = parts.optimizer.num_updates;
+    write_json(&folder.join(MANIFEST), &Manifest { step: parts.state.step, num_updates, files })
 }
 
 /// Reads a checkpoint and verifies every file against the manifest.
@@ -125,9 +190,23 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<Stored> {
         }
     }
     let state: State = read_json(&folder.join(STATE))?;
+    if state.format != FORMAT {
+        return Err(TrainingError::CheckpointFormat {
+            path: folder.to_path_buf(),
+            found: state.format,
+            wanted: FORMAT,
+        });
+    }
     let adapter = peft::load(&folder.join(ADAPTER), model)?;
-    let optimizer = read_moments(&folder.join(OPTIMIZER), adapter.parameters().len(), manifest.num_updates)?;
-    Ok(Stored { state, adapter, optimizer })
+    let count = adapter.parameters().len();
+    let optimizer = read_moments(&folder.join(OPTIMIZER), count, manifest.num_updates)?;
+    let gradients = match state.window {
+        Some(_) => {
+            Tensors::open(&folder.join(GRADIENTS))?.all(count, |all, index| all.f32(&format!("gradient.{index}")))?
+        }
+        None => Vec::new(),
+    };
+    Ok(Stored { state, adapter, optimizer, gradients })
 }
 
 /// The finished checkpoints of a folder, oldest first, with their steps.
@@ -198,35 +277,80 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|error| corrupt(path, &error.to_string()))
 }
 
-fn corrupt(path: &Path, reason: &str) -> TrainingError {
+pub(crate) fn corrupt(path: &Path, reason: &str) -> TrainingError {
     TrainingError::CheckpointCorrupt { path: path.to_path_buf(), reason: reason.to_owned() }
 }
 
-fn write_moments(optimizer: &AdamW, path: &Path) -> Result<()> {
-    let broken = |error: safetensors::SafeTensorError| corrupt(path, &error.to_string());
+fn moments(optimizer: &AdamW) -> Vec<Outgoing> {
     let mut tensors = Vec::new();
-    for (kind, moments) in [("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)] {
-        for (index, values) in moments.iter().enumerate() {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.push((format!("{kind}.{index}"), values.len(), bytes));
+    for (index, moments) in optimizer.moments.iter().enumerate() {
+        let names = [format!("exp_avg.{index}"), format!("exp_avg_sq.{index}")];
+        match moments {
+            Moments::Full { first, second } => {
+                tensors
+                    .extend(names.into_iter().zip([first, second]).map(|(name, values)| Outgoing::new(name, values)));
+            }
+            Moments::Blockwise { first, second } => {
+                for (name, moment) in names.into_iter().zip([first, second]) {
+                    tensors.push(Outgoing::new(format!("{name}.absmax"), &moment.absmax));
+                    tensors.push(Outgoing { name, dtype: Dtype::U8, bytes: moment.codes.clone() });
+                }
+            }
         }
     }
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, len, bytes) in &tensors {
-        views.push((name.as_str(), TensorView::new(Dtype::F32, vec![*len], bytes).map_err(broken)?));
-    }
-    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(broken)
+    tensors
 }
 
 fn read_moments(path: &Path, count: usize, num_updates: u64) -> Result<AdamW> {
-    let bytes = fs::read(path).map_err(|error| corrupt(path, &error.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| corrupt(path, &error.to_string()))?;
-    let read = |kind: &str| {
-        let one = |index: usize| {
-            let view = tensors.tensor(&format!("{kind}.{index}")).map_err(|error| corrupt(path, &error.to_string()))?;
-            Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    let moments = Tensors::open(path)?.all(count, |tensors, index| {
+        let names = [format!("exp_avg.{index}"), format!("exp_avg_sq.{index}")];
+        let [first, second] = &names;
+        if tensors.view(first)?.dtype() != Dtype::U8 {
+            return Ok(Moments::Full { first: tensors.f32(first)?, second: tensors.f32(second)? });
+        }
+        Ok(Moments::Blockwise { first: tensors.blockwise(first)?, second: tensors.blockwise(second)? })
+    })?;
+    Ok(AdamW { moments, num_updates })
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_model::LoraConfig;
+
+    use super::*;
+    use crate::adamw::Optimizer;
+
+    /// A link in the place of a file that is to be written, to a device that is always full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_and_nothing_half_written_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/gqa-tied/config.json");
+        let model = LlamaConfig::from_file(Path::new(golden)).unwrap();
+        let adapter = LoraAdapter::new(LoraConfig::default(), &model, 1).unwrap();
+        let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
+        let optimizer = AdamW::of(Optimizer::AdamW, &lengths);
+        let full = folder.path().join(OPTIMIZER);
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        let error = write_tensors(&moments(&optimizer), &full).unwrap_err();
+        assert!(matches!(&error, TrainingError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
+
+        let state = State {
+            format: FORMAT,
+            step: 3,
+            total: 9,
+            config: TrainingConfig::default(),
+            position: Position { seed: 0, epoch: 0, used: 0 },
+            window: None,
+            watch: LossWatch::default(),
+            dataset: String::new(),
+            base_probe: Vec::new(),
         };
-        (0..count).map(one).collect::<Result<Vec<Vec<f32>>>>()
-    };
-    Ok(AdamW { first: read("exp_avg")?, second: read("exp_avg_sq")?, num_updates })
+        let parts = Parts { state: &state, adapter: &adapter, optimizer: &optimizer, gradients: &[] };
+        let target = save(folder.path(), &parts).unwrap();
+        // a folder in the place of the temporary one cannot be made: the checkpoint of the same step stays
+        fs::write(folder.path().join(".writing-3"), "a file, not a folder").unwrap();
+        assert!(save(folder.path(), &parts).is_err());
+        assert!(load(&target, &model).is_ok());
+    }
 }
