@@ -16,7 +16,7 @@ pub const AFTER_STEPS: usize = 10;
 #[derive(Debug)]
 pub struct MovedCheck {
     start: Vec<Vec<f32>>,
-    had_gradient: Vec<bool>,
+    moved: Vec<bool>,
     num_steps: usize,
 }
 
@@ -24,28 +24,24 @@ impl MovedCheck {
     /// Remembers the adapter before its first step.
     pub fn new(adapter: &LoraAdapter) -> Result<Self> {
         let start = values(adapter)?;
-        Ok(Self { had_gradient: vec![false; start.len()], start, num_steps: 0 })
+        Ok(Self { moved: vec![false; start.len()], start, num_steps: 0 })
     }
 
-    /// Counts a step with a learning rate above 0; returns whether the check is due.
-    pub fn count(&mut self, gradients: &[Vec<f32>]) -> bool {
-        for (had, gradient) in self.had_gradient.iter_mut().zip(gradients) {
-            *had |= gradient.iter().any(|value| *value != 0.0);
+    /// Counts a step with a learning rate above 0, right after the optimizer's update; returns whether the check is due.
+    pub fn count(&mut self, adapter: &LoraAdapter, gradients: &[Vec<f32>]) -> Result<bool> {
+        let changes = values(adapter)?.into_iter().zip(&self.start).map(|(now, start)| now != *start);
+        for ((moved, changed), gradient) in self.moved.iter_mut().zip(changes).zip(gradients) {
+            *moved |= changed && gradient.iter().any(|value| *value != 0.0);
         }
         self.num_steps += 1;
-        self.num_steps >= AFTER_STEPS
+        Ok(self.num_steps >= AFTER_STEPS)
     }
 
-    /// Names of the tensors that did not move.
-    pub fn unmoved(&self, adapter: &LoraAdapter) -> Result<Vec<String>> {
-        let names = adapter.parameters().into_iter().map(|(name, _)| name);
-        let mut unmoved = Vec::new();
-        for (((name, now), start), had) in names.zip(values(adapter)?).zip(&self.start).zip(&self.had_gradient) {
-            if !had || now == *start {
-                unmoved.push(name);
-            }
-        }
-        Ok(unmoved)
+    /// Names of the tensors that did not move in any step.
+    #[must_use]
+    pub fn unmoved(&self, adapter: &LoraAdapter) -> Vec<String> {
+        let named = adapter.parameters().into_iter().map(|(name, _)| name).zip(&self.moved);
+        named.filter(|(_, moved)| !**moved).map(|(name, _)| name).collect()
     }
 }
 

@@ -262,12 +262,14 @@ impl Trainer {
         })
     }
 
+    /// Called right after the update, before anything else changes the adapter.
     fn check_moved(&mut self, gradients: &[Vec<f32>]) -> Result<()> {
-        if !self.moved.as_mut().is_some_and(|check| check.count(gradients)) {
+        let Some(check) = self.moved.as_mut() else { return Ok(()) };
+        if !check.count(&self.adapter, gradients)? {
             return Ok(());
         }
-        let Some(check) = self.moved.take() else { return Ok(()) };
-        let names = check.unmoved(&self.adapter)?;
+        let names = check.unmoved(&self.adapter);
+        self.moved = None;
         if names.is_empty() { Ok(()) } else { Err(TrainingError::AdapterUnmoved { step: self.step, names }) }
     }
 
