@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tunesmith_contract::job::{Location, MetricLine};
-use tunesmith_training::checkpoint::DONE;
+use tunesmith_training::{EarlyStopping, checkpoint::DONE};
 
 use crate::{
     error::{Result, TrainerError},
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How many are kept: the newest, and one before it in case the newest is damaged.
-const KEEP: usize = 2;
+pub const KEEP: usize = 2;
 /// File beside the training crate's own with [`RunState`].
 const RUN_FILE: &str = "run.json";
 /// Folder of the best adapter so far.
@@ -31,6 +31,12 @@ pub struct RunState {
     /// The best score so far; its adapter lies in `best/`.
     #[serde(default)]
     pub best: Option<Best>,
+    /// The evaluations so far, as early stopping sees them.
+    #[serde(default)]
+    pub early_stopping: EarlyStopping,
+    /// Whether early stopping has ended the run.
+    #[serde(default)]
+    pub stopped_early: bool,
     /// The last step's line of metrics.
     #[serde(default)]
     pub last: Option<MetricLine>,

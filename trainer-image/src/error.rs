@@ -4,7 +4,7 @@ use std::{any::Any, path::PathBuf};
 
 use tunesmith_aws::AwsError;
 use tunesmith_contract::{
-    BaseModel, ErrorName,
+    BaseModel, DocumentId, ErrorName,
     error_name::Failure,
     job::{BaseSource, Location},
 };
@@ -25,6 +25,20 @@ pub enum TrainerError {
     /// Training.
     #[error(transparent)]
     Training(#[from] TrainingError),
+    /// The loss or the gradient is no number, or the loss has risen too far.
+    #[error(
+        "{source}; these come from documents {}; {}",
+        documents.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        checkpoint_opt.as_ref().map_or("no checkpoint was made before".to_owned(), |at| format!("the last good checkpoint is {at}"))
+    )]
+    Diverged {
+        /// Step and examples.
+        source: Box<TrainingError>,
+        /// Documents of the examples.
+        documents: Vec<DocumentId>,
+        /// The newest checkpoint, from before this step.
+        checkpoint_opt: Option<Location>,
+    },
     /// Evaluation.
     #[error(transparent)]
     Evaluation(#[from] tunesmith_evaluation::EvaluationError),
@@ -153,9 +167,7 @@ impl TrainerError {
     pub fn name(&self) -> ErrorName {
         match self {
             Self::Aws(error) => error.name(),
-            Self::Training(TrainingError::NonFiniteLoss { .. } | TrainingError::NonFiniteGradient { .. }) => {
-                ErrorName::TrainingDiverged
-            }
+            Self::Diverged { .. } => ErrorName::TrainingDiverged,
             Self::Model(_)
             | Self::Training(_)
             | Self::Evaluation(_)
@@ -193,7 +205,11 @@ mod tests {
             (TrainerError::Missing { what: "train.jsonl.zst", location: location.clone() }, ErrorName::NotFound),
             (TrainerError::panicked(&"boom"), ErrorName::Internal),
             (
-                TrainingError::NonFiniteLoss { step: 3, loss: f64::NAN, batch: vec![1] }.into(),
+                TrainerError::Diverged {
+                    source: Box::new(TrainingError::NonFiniteLoss { step: 3, loss: f64::NAN, examples: vec![1] }),
+                    documents: vec![DocumentId::of(b"x")],
+                    checkpoint_opt: None,
+                },
                 ErrorName::TrainingDiverged,
             ),
             (TrainingError::EmptyDataset { num_examples: 0 }.into(), ErrorName::TrainingFailed),

@@ -23,6 +23,7 @@ pub mod meter;
 pub mod metrics;
 pub mod progress;
 pub mod reference;
+pub mod resume;
 pub mod samples;
 pub mod serve;
 pub mod settings;

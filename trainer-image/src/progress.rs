@@ -123,6 +123,8 @@ mod tests {
             tokens: 100,
             tokens_per_second: 1234.4,
             seconds_left: 3723.9,
+            at: None,
+            validation_loss: None,
         };
         assert_eq!(message(&line, None), "loss 2.5123, 1234 tokens/s, 1:02:03 left;");
         assert!(message(&line, Some(Usd::from_micros(20_000))).ends_with("left, $0.02;"));

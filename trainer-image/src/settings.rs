@@ -1,28 +1,37 @@
 //! From the settings people write to those of the training crate.
 
 use serde_json::Value;
-use tunesmith_contract::settings::{Method, TrainingSettings};
+use tunesmith_contract::settings::{self, Method, TrainingSettings};
 use tunesmith_model::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Module};
-use tunesmith_training::TrainingConfig;
+use tunesmith_training::{Decay, Optimizer, TrainingConfig};
 
 use crate::error::Result;
 
-/// The training crate's settings for a base model with the modules `existing` and a training split of `num_sequences` sequences.
+/// The training crate's settings for a base model with the modules `existing` and a training split whose sequences have these
+/// lengths in tokens.
 ///
 /// # Errors
 /// [`tunesmith_model::ModelError::UnknownModule`] for a target module that the base model does not have.
-pub fn training_config(
-    settings: &TrainingSettings,
-    existing: &[Module],
-    num_sequences: usize,
-) -> Result<TrainingConfig> {
+pub fn training_config(settings: &TrainingSettings, existing: &[Module], lengths: &[usize]) -> Result<TrainingConfig> {
     let mut config = TrainingConfig {
         loraplus_lr_ratio: settings.loraplus_lr_ratio,
         learning_rate: settings.learning_rate,
+        schedule: match settings.schedule {
+            settings::Schedule::Cosine => Decay::Cosine,
+            settings::Schedule::Linear => Decay::Linear,
+            settings::Schedule::Constant => Decay::Constant,
+            settings::Schedule::Wsd => Decay::Wsd,
+        },
         warmup_ratio: settings.warmup_ratio,
+        decay_ratio: settings.decay_ratio,
+        optimizer: match settings.optimizer {
+            settings::Optimizer::AdamW => Optimizer::AdamW,
+            settings::Optimizer::AdamW8bit => Optimizer::AdamW8bit,
+        },
         epochs: settings.epochs as usize,
         batch_size: settings.batch_size as usize,
         accumulation: settings.accumulation as usize,
+        packing: settings.packing,
         sequence_length: settings.sequence_length as usize,
         weight_decay: settings.weight_decay,
         clip_norm: settings.clip_norm,
@@ -32,8 +41,9 @@ pub fn training_config(
     };
     // `max_steps` shortens a run and never lengthens it
     let limit = settings.max_steps as usize;
-    config.max_steps = (limit > 0 && limit < config.total_steps(num_sequences)).then_some(limit);
-    config.adapter = adapter(settings, existing, config.total_steps(num_sequences))?;
+    let rows = config.num_rows(lengths);
+    config.max_steps = (limit > 0 && limit < config.total_steps(rows)).then_some(limit);
+    config.adapter = adapter(settings, existing, config.total_steps(rows))?;
     Ok(config)
 }
 
@@ -75,10 +85,14 @@ fn adapter(settings: &TrainingSettings, existing: &[Module], total: usize) -> Re
     Ok(AdapterConfig { method, target_modules })
 }
 
-/// The settings in which two configurations differ in a way that changes the result.
+/// The settings in which two configurations differ in a way that changes the result. Another split of the same step into
+/// batches does not: it fits the run to a machine with more or less memory.
 #[must_use]
 pub fn differences(a: &TrainingConfig, b: &TrainingConfig) -> Vec<String> {
-    let b = TrainingConfig { checkpoint_every: a.checkpoint_every, ..b.clone() };
+    let mut b = TrainingConfig { checkpoint_every: a.checkpoint_every, ..b.clone() };
+    if a.rows_per_step() == b.rows_per_step() {
+        (b.batch_size, b.accumulation) = (a.batch_size, a.accumulation);
+    }
     let (Ok(a), Ok(b)) = (serde_json::to_value(a), serde_json::to_value(b)) else { return vec!["unreadable".into()] };
     let mut found = Vec::new();
     compare("", &a, &b, &mut found);
@@ -105,17 +119,29 @@ mod tests {
 
     #[test]
     fn max_steps_shortens_a_run_and_never_lengthens_it() {
-        let settings =
-            |max_steps| TrainingSettings { max_steps, epochs: 2, batch_size: 4, ..TrainingSettings::default() };
-        let steps = |max_steps| training_config(&settings(max_steps), &Module::LLAMA, 10).unwrap().total_steps(10);
-        assert_eq!((steps(0), steps(4), steps(100)), (6, 4, 6));
+        let settings = |max_steps| TrainingSettings {
+            max_steps,
+            epochs: 2,
+            batch_size: 4,
+            sequence_length: 100,
+            packing: false,
+            ..TrainingSettings::default()
+        };
+        let steps = |settings: &TrainingSettings| {
+            let config = training_config(settings, &Module::LLAMA, &[30; 10]).unwrap();
+            config.total_steps(config.num_rows(&[30; 10]))
+        };
+        assert_eq!([0, 4, 100].map(|max_steps| steps(&settings(max_steps))), [6, 4, 6]);
+        // three to a row: four rows, one step an epoch
+        assert_eq!(steps(&TrainingSettings { packing: true, ..settings(0) }), 2);
     }
 
     #[test]
     fn the_budget_of_adalora_is_laid_out_over_the_steps_of_the_run() {
         let mut settings = TrainingSettings { method: Method::Adalora, max_steps: 40, ..TrainingSettings::default() };
         let of = |settings: &TrainingSettings| {
-            let ada = training_config(settings, &Module::LLAMA, 1000).unwrap().adapter.adalora().unwrap().clone();
+            let ada =
+                training_config(settings, &Module::LLAMA, &[256; 1000]).unwrap().adapter.adalora().unwrap().clone();
             (ada.tinit, ada.tfinal, ada.total_step)
         };
         assert_eq!(of(&settings), (4, 20, 40));
@@ -124,20 +150,24 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_named_and_checkpoint_every_is_none() {
-        let a = training_config(&TrainingSettings::default(), &Module::LLAMA, 10).unwrap();
-        let b = TrainingConfig { checkpoint_every: 1, ..a.clone() };
+    fn differences_are_named_and_what_only_fits_the_machine_is_none() {
+        let a = training_config(&TrainingSettings::default(), &Module::LLAMA, &[9; 10]).unwrap();
+        let b = TrainingConfig { checkpoint_every: 1, batch_size: 2, accumulation: 4, ..a.clone() };
         assert!(differences(&a, &b).is_empty());
-        let other = TrainingConfig { adapter: AdapterConfig::lora(4, 32.0), ..b };
+        let other = TrainingConfig { adapter: AdapterConfig::lora(4, 32.0), ..b.clone() };
         assert_eq!(differences(&a, &other), ["adapter.method.lora.rank 16 instead of 4"]);
         let of = |method| {
             let settings = TrainingSettings { method, ..TrainingSettings::default() };
-            training_config(&settings, &Module::LLAMA, 10).unwrap()
+            training_config(&settings, &Module::LLAMA, &[9; 10]).unwrap()
         };
         let dora = of(Method::Dora);
         assert_eq!(differences(&a, &dora), ["adapter.method.lora.use_dora false instead of true"]);
         let ia3 = of(Method::Ia3);
         assert_eq!(differences(&a, &ia3).len(), 2, "method and modules");
+        assert_eq!(
+            differences(&a, &TrainingConfig { accumulation: 2, ..b }),
+            ["accumulation 1 instead of 2", "batch_size 8 instead of 2"]
+        );
     }
 
     #[test]
@@ -146,7 +176,7 @@ mod tests {
         let adapter = |method, target_modules: &[&str], existing: &[Module]| {
             let target_modules = target_modules.iter().map(|name| (*name).to_owned()).collect();
             let settings = TrainingSettings { method, target_modules, ..TrainingSettings::default() };
-            training_config(&settings, existing, 10).map(|config| config.adapter)
+            training_config(&settings, existing, &[9; 10]).map(|config| config.adapter)
         };
         for existing in [&Module::LLAMA[..], &Module::PHI3, &Module::GPT2] {
             assert_eq!(adapter(Method::Dora, &[], existing).unwrap().target_modules, existing);

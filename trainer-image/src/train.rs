@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use tunesmith_contract::{
-    Seconds,
+    DocumentId, Seconds,
     evaluation::Evaluation,
     job::{TrainJob, TrainReport},
 };
@@ -63,9 +63,9 @@ pub async fn evaluate(job: &TrainJob, context: &Context) -> Result<Evaluation, H
 
 async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs> {
     let length = job.training.sequence_length as usize;
-    let train = tokenised(job, base, context, "train").await?;
+    let (train, documents) = tokenised(job, base, context, "train").await?;
     let validation = match tokenised(job, base, context, "validation").await {
-        Ok(dataset) => Some(Arc::new(dataset)),
+        Ok((dataset, _)) => Some(Arc::new(dataset)),
         Err(TrainerError::Training(
             error @ (TrainingError::EmptyDataset { .. } | TrainingError::AllLabelsMasked { .. }),
         )) => {
@@ -74,7 +74,7 @@ async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs
         }
         Err(error) => return Err(error),
     };
-    let config = training_config(&job.training, base.model.config().modules(), train.len())?;
+    let config = training_config(&job.training, base.model.config().modules(), &train.lengths())?;
     tracing::info!(
         sequences = train.len(),
         tokens = train.num_tokens(),
@@ -82,16 +82,23 @@ async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs
         sequence_length = length,
         "the dataset is ready"
     );
-    Ok(Inputs { base: base.clone(), train, validation, config })
+    Ok(Inputs { base: base.clone(), train, documents, validation, config })
 }
 
-async fn tokenised(job: &TrainJob, base: &Base, context: &Context, name: &'static str) -> Result<Dataset> {
+/// The split, and the document that each of its examples comes from.
+async fn tokenised(
+    job: &TrainJob,
+    base: &Base,
+    context: &Context,
+    name: &'static str,
+) -> Result<(Dataset, Vec<DocumentId>)> {
     let lines = splits::read(&context.store, &job.dataset, name).await?;
     let (tokenizer, length) = (base.tokenizer.clone(), job.training.sequence_length as usize);
     blocking(move || {
         let split = Split::prepare(&tokenizer, &lines, length);
         split.left_out.warn(name);
-        split.dataset(&tokenizer, length)
+        let dataset = split.dataset(&tokenizer, length)?;
+        Ok((dataset, split.origins.into_iter().map(|origin| origin.document).collect()))
     })
     .await
 }

@@ -1,6 +1,7 @@
-//! The loop: steps, validation after each epoch, checkpoints, and going on from the last one.
+//! The loop: batches, validation, checkpoints, early stopping, and going on from the last checkpoint.
 //!
-//! Every computation runs on a thread of its own, so that heartbeats, cap and notices are never late.
+//! Every computation runs on a thread of its own, so that heartbeats, cap and notices are never late; between two batches,
+//! also those of one step, the run can be left.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,21 +9,24 @@ use std::{
     time::Instant,
 };
 
-use tunesmith_contract::job::{MetricLine, TrainJob};
-use tunesmith_model::{ModelError, peft};
-use tunesmith_training::{Dataset, StepReport, Trainer, TrainingConfig, TrainingError, evaluate};
+use tunesmith_contract::{
+    DocumentId,
+    job::{Location, MetricLine, TrainJob},
+};
+use tunesmith_model::peft;
+use tunesmith_training::{Dataset, Patience, StepReport, Trainer, TrainingConfig, TrainingError, disk, evaluate};
 
 use crate::{
     base::Base,
     blocking::blocking,
-    checkpoints::{BEST, Best, Checkpoints, RunState},
+    checkpoints::{BEST, Best, Checkpoints, KEEP, RunState},
+    clock::now,
     context::Context,
     error::{Result, TrainerError},
     halt::Halt,
     metrics::Metrics,
     progress::Progress,
-    settings::differences,
-    store::Store,
+    resume::resume,
 };
 
 /// What goes into training.
@@ -31,6 +35,8 @@ pub struct Inputs {
     pub base: Base,
     /// The training split.
     pub train: Dataset,
+    /// The document that each of its examples comes from.
+    pub documents: Vec<DocumentId>,
     /// The validation split, when it has text.
     pub validation: Option<Arc<Dataset>>,
     /// Settings.
@@ -65,18 +71,27 @@ pub async fn train(job: &TrainJob, inputs: Inputs, context: &Context) -> Result<
     })
 }
 
+/// Steps done, and rows of the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    step: u32,
+    rows: usize,
+}
+
 struct Run<'a> {
     context: &'a Context,
     base: Base,
     /// `None` only while a step is computed.
     trainer: Option<Trainer>,
+    documents: Vec<DocumentId>,
     validation: Option<Arc<Dataset>>,
-    steps_per_epoch: u32,
+    validate_every: u32,
+    patience: Patience,
     checkpoint_every: u32,
     checkpoints: Checkpoints,
     metrics: Metrics,
     state: RunState,
-    saved: Option<u32>,
+    saved: Option<Place>,
     resumed_from: Option<u32>,
     progress: Progress,
     clock: Speed,
@@ -84,33 +99,53 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     async fn start(job: &TrainJob, inputs: Inputs, context: &'a Context) -> Result<Self, Halt> {
-        let Inputs { base, train, validation, config } = inputs;
+        let Inputs { base, train, documents, validation, config } = inputs;
         let checkpoints = Checkpoints::new(context.store.clone(), &job.output, &context.scratch);
-        let steps_per_epoch = count(train.len().div_ceil(config.sequences_per_step()));
         let checkpoint_every = count(config.checkpoint_every);
         let resuming = resume(&checkpoints, &base, &train, &config, context);
         let (trainer, state) = match context.stop.or(resuming).await?? {
             Some(found) => found,
             None => (Trainer::new(config, base.model.clone(), train)?, RunState::default()),
         };
-        let step = count(trainer.num_steps_done());
-        let resumed_from = (step > 0).then_some(step);
-        let (num_parameters, steps) = (trainer.adapter().num_parameters(), trainer.total_steps());
-        tracing::info!(run = %job.run, step, steps, num_parameters, "training starts");
+        require_room(&trainer, &context.scratch, &job.output)?;
+        validation.as_ref().map_or(Ok(()), |validation| trainer.check_dataset(validation))?;
+        let place = place(&trainer);
+        let resumed = (place != Place { step: 0, rows: 0 }).then_some(place);
+        let steps = count(trainer.total_steps());
+        let (num_parameters, packing) = (trainer.adapter().num_parameters(), trainer.packing());
+        tracing::info!(
+            run = %job.run,
+            step = place.step,
+            steps,
+            num_parameters,
+            sequences = packing.num_sequences,
+            rows = packing.num_rows,
+            rows_filled = packing.efficiency(),
+            "training starts"
+        );
+        let settings = &job.training;
+        let validate_every = match settings.evaluate_every {
+            0 => count(trainer.steps_per_epoch()),
+            steps => steps,
+        };
+        let patience =
+            Patience { patience: settings.early_stopping_patience, min_delta: settings.early_stopping_min_delta };
         Ok(Self {
-            metrics: Metrics::resume(&context.store, &job.output, step).await?,
-            progress: Progress::new(step, count(steps)),
+            metrics: Metrics::resume(&context.store, &job.output, place.step).await?,
+            progress: Progress::new(place.step, steps),
             clock: Speed::default(),
             trainer: Some(trainer),
-            saved: resumed_from,
+            saved: resumed,
+            resumed_from: resumed.map(|place| place.step),
             context,
             base,
+            documents,
             validation,
-            steps_per_epoch,
+            validate_every,
+            patience,
             checkpoint_every,
             checkpoints,
             state,
-            resumed_from,
         })
     }
 
@@ -118,7 +153,7 @@ impl<'a> Run<'a> {
         loop {
             if let Some(reason) = self.context.stop.asked() {
                 self.save().await?;
-                return Err(Halt::Stopped { reason, saved: self.saved });
+                return Err(Halt::Stopped { reason, saved: self.saved.map(|place| place.step) });
             }
             // also after a resume: the step may have been saved before it was validated
             if self.validation_due() {
@@ -128,33 +163,63 @@ impl<'a> Run<'a> {
             if self.checkpoint_due() {
                 self.save().await?;
             }
-            if self.trainer()?.is_complete() {
+            if self.is_complete() {
                 return Ok(());
             }
-            self.one_step().await?;
+            self.one_batch().await?;
         }
     }
 
-    async fn one_step(&mut self) -> Result<()> {
+    async fn one_batch(&mut self) -> Result<()> {
         let mut trainer = self.trainer.take().ok_or_else(lost)?;
         let started = Instant::now();
         let (trainer, report) = blocking(move || {
-            let report = trainer.step()?;
+            let report = trainer.advance();
             Ok((trainer, report))
         })
         .await?;
         self.trainer = Some(trainer);
-        let line = self.clock.line(&report, started);
-        self.metrics.push(&line)?;
+        self.clock.add(started);
+        let Some(report) = report.map_err(|error| self.named(error))? else { return Ok(()) };
+        self.judge_base(&report);
+        let line = self.clock.line(&report);
         self.progress.step(&line, self.context.spent());
+        self.metrics.push(line.clone());
         self.state.last = Some(line);
         Ok(())
     }
 
+    /// An error that ends the run, with the documents behind it and the checkpoint before it.
+    fn named(&self, error: TrainingError) -> TrainerError {
+        let (TrainingError::NonFiniteLoss { examples, .. }
+        | TrainingError::NonFiniteGradient { examples, .. }
+        | TrainingError::Diverged { examples, .. }) = &error
+        else {
+            return error.into();
+        };
+        let mut documents: Vec<DocumentId> =
+            examples.iter().filter_map(|example| self.documents.get(*example)).cloned().collect();
+        documents.dedup();
+        let checkpoint_opt = self.saved.map(|place| self.checkpoints.location(place.step));
+        TrainerError::Diverged { source: Box::new(error), documents, checkpoint_opt }
+    }
+
+    /// Before its first step the adapter changes nothing: this is the loss of the base model.
+    fn judge_base(&self, report: &StepReport) {
+        let guessing = (self.base.model.config().vocab_size as f64).ln();
+        if report.step == 1 && report.loss > guessing {
+            tracing::warn!(
+                loss = report.loss,
+                guessing,
+                "the base model predicts these texts worse than guessing would: is this its tokenizer?"
+            );
+        }
+    }
+
     fn validation_due(&self) -> bool {
         let step = self.step();
-        let at_end = step > 0 && (step.is_multiple_of(self.steps_per_epoch.max(1)) || self.is_complete());
-        self.validation.is_some() && at_end && self.state.validated != Some(step)
+        let due = step > 0 && (step.is_multiple_of(self.validate_every.max(1)) || self.is_complete());
+        self.validation.is_some() && due && self.state.validated != Some(step)
     }
 
     /// Scores the validation split and keeps the adapter when it is the best so far. A request to stop ends it at once: the
@@ -171,7 +236,7 @@ impl<'a> Run<'a> {
         let Ok(scored) = self.context.stop.or(scoring).await else { return Ok(()) };
         let (adapter, loss) = scored?;
         if !loss.is_finite() {
-            return Err(TrainingError::NonFiniteLoss { step: step as usize, loss, batch: Vec::new() }.into());
+            return Err(self.named(TrainingError::NonFiniteLoss { step: step as usize, loss, examples: Vec::new() }));
         }
         let better = self.state.best.is_none_or(|best| loss < best.loss);
         if better {
@@ -179,20 +244,26 @@ impl<'a> Run<'a> {
             self.state.best = Some(Best { step, loss });
         }
         self.state.validated = Some(step);
+        self.metrics.validated(step, loss);
         tracing::info!(step, validation_loss = loss, best = better, "validated");
+        if self.state.early_stopping.observe(loss, self.patience) && !self.is_complete() {
+            self.state.stopped_early = true;
+            let Patience { patience, min_delta } = self.patience;
+            tracing::info!(step, patience, min_delta, "early stopping: the validation loss no longer improves");
+        }
         Ok(())
     }
 
     fn checkpoint_due(&self) -> bool {
-        let step = self.step();
+        let Place { step, rows } = self.place();
         let due = step.is_multiple_of(self.checkpoint_every.max(1)) || self.is_complete();
-        step > 0 && due && self.saved != Some(step)
+        step > 0 && rows == 0 && due && self.saved != Some(self.place())
     }
 
-    /// Saves the state after the current step, unless it is saved.
+    /// Saves the state after the current batch, unless it is saved.
     async fn save(&mut self) -> Result<()> {
-        let step = self.step();
-        if step == 0 || self.saved == Some(step) {
+        let place = self.place();
+        if place == (Place { step: 0, rows: 0 }) || self.saved == Some(place) {
             return Ok(());
         }
         let started = Instant::now();
@@ -201,9 +272,10 @@ impl<'a> Run<'a> {
         self.metrics.write().await?;
         let best = self.best_folder();
         let best = self.state.best.is_some().then_some(best.as_path());
-        self.checkpoints.publish(step, &self.state, best).await?;
-        self.saved = Some(step);
-        tracing::info!(step, seconds = started.elapsed().as_secs_f64(), at = %self.checkpoints.location(step), "checkpoint");
+        self.checkpoints.publish(place.step, &self.state, best).await?;
+        self.saved = Some(place);
+        let (seconds, at) = (started.elapsed().as_secs_f64(), self.checkpoints.location(place.step));
+        tracing::info!(step = place.step, rows_of_next = place.rows, seconds, %at, "checkpoint");
         Ok(())
     }
 
@@ -223,77 +295,32 @@ impl<'a> Run<'a> {
         self.trainer.as_ref().ok_or_else(lost)
     }
 
+    fn place(&self) -> Place {
+        self.trainer.as_ref().map_or(Place { step: 0, rows: 0 }, place)
+    }
+
     fn step(&self) -> u32 {
-        self.trainer.as_ref().map_or(0, |trainer| count(trainer.num_steps_done()))
+        self.place().step
     }
 
     fn is_complete(&self) -> bool {
-        self.trainer.as_ref().is_some_and(Trainer::is_complete)
+        self.state.stopped_early || self.trainer.as_ref().is_some_and(Trainer::is_complete)
     }
 }
 
-/// Goes on from the newest checkpoint that can be read; `None` when there is none.
-async fn resume(
-    checkpoints: &Checkpoints,
-    base: &Base,
-    train: &Dataset,
-    config: &TrainingConfig,
-    context: &Context,
-) -> Result<Option<(Trainer, RunState)>> {
-    for step in checkpoints.finished().await? {
-        let location = checkpoints.location(step);
-        match resume_from(checkpoints, step, base, train, &context.store, &context.scratch).await {
-            Ok((trainer, state)) => {
-                let differs = differences(trainer.config(), config);
-                if !differs.is_empty() {
-                    return Err(TrainerError::OtherSettings { location, differs: differs.join(", ") });
-                }
-                tracing::info!(step, from = %location, "resuming");
-                return Ok(Some((trainer, state)));
-            }
-            Err(error) if is_damage(&error) => {
-                tracing::warn!(%error, %location, "this checkpoint is damaged; trying the one before")
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
+fn place(trainer: &Trainer) -> Place {
+    Place { step: count(trainer.num_steps_done()), rows: trainer.num_rows_underway() }
 }
 
-async fn resume_from(
-    checkpoints: &Checkpoints,
-    step: u32,
-    base: &Base,
-    train: &Dataset,
-    store: &Store,
-    scratch: &Path,
-) -> Result<(Trainer, RunState)> {
-    let (folder, state) = checkpoints.fetch(step).await?;
-    let (from, model, train, config) = (folder.clone(), base.model.clone(), train.clone(), base.model.config().clone());
-    let best = state.best.is_some().then(|| folder.join(BEST));
-    let trainer = blocking(move || {
-        if let Some(best) = best {
-            peft::load(&best, &config)?;
-        }
-        Ok(Trainer::resume(&from, model, train)?)
-    })
-    .await?;
-    if state.best.is_some() {
-        store.upload_folder(&folder.join(BEST), &tunesmith_contract::job::Location::Local(scratch.join(BEST))).await?;
+/// Asks for room before the first step: in the scratch folder for a checkpoint, the best adapter and a copy of both; in the
+/// run's folder, when it is of this machine, for what is kept and the one that is being written.
+fn require_room(trainer: &Trainer, scratch: &Path, output: &Location) -> Result<()> {
+    let one = trainer.checkpoint_bytes();
+    disk::require(scratch, 3 * one)?;
+    if let Location::Local(folder) = output {
+        disk::require(folder, (KEEP as u64 + 2) * one)?;
     }
-    std::fs::remove_dir_all(&folder).map_err(TrainerError::io(&folder))?;
-    Ok((trainer, state))
-}
-
-/// Damage that an older checkpoint may not have. Another dataset or base model is none: there every checkpoint is wrong.
-fn is_damage(error: &TrainerError) -> bool {
-    matches!(
-        error,
-        TrainerError::Training(TrainingError::CheckpointCorrupt { .. })
-            | TrainerError::Model(ModelError::BadSafetensors { .. } | ModelError::Io { .. } | ModelError::Json { .. })
-            | TrainerError::Missing { .. }
-            | TrainerError::Json { .. }
-    )
+    Ok(())
 }
 
 /// Without the ranks that AdaLoRA has set to zero.
@@ -314,11 +341,18 @@ fn count(value: usize) -> u32 {
 struct Speed {
     steps: u32,
     seconds: f64,
+    of_step: f64,
 }
 
 impl Speed {
-    fn line(&mut self, report: &StepReport, started: Instant) -> MetricLine {
-        let seconds = started.elapsed().as_secs_f64();
+    /// A batch that has just ended.
+    fn add(&mut self, started: Instant) {
+        self.of_step += started.elapsed().as_secs_f64();
+    }
+
+    /// The step that its last batch has ended.
+    fn line(&mut self, report: &StepReport) -> MetricLine {
+        let seconds = std::mem::take(&mut self.of_step);
         self.steps += 1;
         self.seconds += seconds;
         let per_step = self.seconds / f64::from(self.steps);
@@ -331,6 +365,8 @@ impl Speed {
             tokens: report.num_targets as u64,
             tokens_per_second: report.num_tokens as f64 / seconds.max(1e-9),
             seconds_left: per_step * (report.total - report.step) as f64,
+            at: Some(now()),
+            validation_loss: None,
         }
     }
 }

@@ -189,6 +189,12 @@ pub struct MetricLine {
     pub tokens_per_second: f64,
     /// Seconds until the end at this speed.
     pub seconds_left: f64,
+    /// When the step ended; absent in lines of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<UnixTime>,
+    /// Mean loss of the validation split in nats per token, when it was scored after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
 }
 
 /// `runs/{run}/reference-logits.json`: what the endpoint must reproduce.

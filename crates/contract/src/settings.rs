@@ -112,6 +112,33 @@ impl Method {
     }
 }
 
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Schedule {
+    /// Half a cosine down to 0.
+    Cosine,
+    /// A straight line down to 0.
+    Linear,
+    /// It does not fall.
+    Constant,
+    /// Warm-up, stable, decay: it falls to 0 in the last steps alone.
+    Wsd,
+}
+
+/// Which optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Optimizer {
+    /// AdamW.
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// AdamW whose state takes 8 bits for a number instead of 32.
+    #[serde(rename = "adamw-8bit")]
+    AdamW8bit,
+}
+
 settings! {
     /// `[training]`: an adapter on the frozen base model.
     TrainingSettings {
@@ -138,14 +165,24 @@ settings! {
         epochs: u32 = 3,
         /// Stop after this many optimizer steps, whatever `epochs` says; 0 means no limit.
         max_steps: u32 = 0,
-        /// Sequences per forward pass.
+        /// Rows per forward pass. A row is a sequence, or with `packing` several that together have at most `sequence_length`
+        /// tokens.
         batch_size: u32 = 8,
         /// Forward passes per optimizer step.
         accumulation: u32 = 1,
+        /// Whether short sequences share a row. They never see each other; batches are equally full, and there are fewer of them.
+        packing: bool = true,
         /// Longest sequence in tokens; longer examples are cut into several.
         sequence_length: u32 = 256,
+        /// How the learning rate falls after the warm-up: `cosine`, `linear`, `constant`, or `wsd` (constant until it decays in
+        /// the last steps).
+        schedule: Schedule = Schedule::Cosine,
         /// Share of the steps in which the learning rate rises.
         warmup_ratio: f64 = 0.05,
+        /// Share of the steps, the last ones, in which the learning rate of schedule `wsd` decays.
+        decay_ratio: f64 = 0.2,
+        /// `adamw`, or `adamw-8bit` with a quarter of the memory for its state.
+        optimizer: Optimizer = Optimizer::AdamW,
         /// Decoupled weight decay.
         weight_decay: f64 = 0.0,
         /// Largest global gradient norm.
@@ -154,6 +191,12 @@ settings! {
         seed: u64 = 7,
         /// Optimizer steps between checkpoints.
         checkpoint_every: u32 = 50,
+        /// Optimizer steps between evaluations on the validation split; 0: after each epoch. The adapter that did best is kept.
+        evaluate_every: u32 = 0,
+        /// Stop after this many evaluations in a row without improvement; 0: never.
+        early_stopping_patience: u32 = 0,
+        /// By how many nats per token the validation loss must fall to count as an improvement.
+        early_stopping_min_delta: f64 = 0.0,
     }
 }
 
@@ -375,6 +418,20 @@ impl ProjectSettings {
         if !(0.0..1.0).contains(&t.warmup_ratio) {
             return bad("training.warmup_ratio", &t.warmup_ratio, "write a number from 0 to below 1");
         }
+        if t.schedule == Schedule::Wsd && !(t.decay_ratio > 0.0 && t.warmup_ratio + t.decay_ratio <= 1.0 + 1e-9) {
+            return bad(
+                "training.decay_ratio",
+                &t.decay_ratio,
+                "write a number above 0 that is at most 1 together with training.warmup_ratio",
+            );
+        }
+        if !(t.early_stopping_min_delta.is_finite() && t.early_stopping_min_delta >= 0.0) {
+            return bad(
+                "training.early_stopping_min_delta",
+                &t.early_stopping_min_delta,
+                "write 0 or a number above 0",
+            );
+        }
         let counts: [(&'static str, u32); 6] = [
             ("training.adalora.deltaT", ada.delta_t),
             ("training.epochs", t.epochs),
@@ -450,6 +507,10 @@ mod tests {
             ("[data]\ntest_fraction = 0.9", "data.test_fraction = 0.9"),
             ("[budget]\nmonthly_limit_usd = -1.0", "budget.monthly_limit_usd = -1"),
             ("[training]\nlearning_rate = nan", "training.learning_rate = NaN"),
+            ("[training]\nschedule = \"wsd\"\ndecay_ratio = 0.0", "training.decay_ratio = 0"),
+            ("[training]\nschedule = \"step\"", "wsd"),
+            ("[training]\noptimizer = \"adam\"", "adamw-8bit"),
+            ("[training]\nearly_stopping_min_delta = -0.1", "training.early_stopping_min_delta = -0.1"),
             ("base_model = \"../../x\"", "base_model"),
             ("[serving]\nmemory_mb = 100", "serving.memory_mb = 100"),
             ("[budget]\nmonthly_limit_usd = \"ten\"", "line 2"),

@@ -29,7 +29,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     let config =
         TrainingConfig { batch_size, sequence_length: length, max_steps: Some(steps + 2), ..TrainingConfig::default() };
-    let mut trainer = Trainer::new(config, Arc::clone(&model), Dataset::from_sequences(sequences)?)?;
+    let dataset = Dataset::from_sequences(sequences)?;
+    let start = Instant::now();
+    let batch = dataset.batch(&(0..batch_size).collect::<Vec<_>>())?;
+    println!("assembling a batch of {} tokens: {:.1} us", batch.ids().len(), start.elapsed().as_secs_f64() * 1e6);
+    let mut trainer = Trainer::new(config, Arc::clone(&model), dataset)?;
     trainer.step()?;
     trainer.step()?;
     let mut seconds: Vec<f64> = Vec::new();

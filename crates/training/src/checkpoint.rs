@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! {folder}/{step}/adapter/adapter_config.json, adapter/adapter_model.safetensors   as Python `peft` reads them
-//!                 optimizer.safetensors    exp_avg.{n}, exp_avg_sq.{n}: moments, in the order of the adapter's tensors
+//!                 optimizer.safetensors    exp_avg.{n}, exp_avg_sq.{n}: moments, in the order of the adapter's tensors;
+//!                                          in 8 bits code indices, with exp_avg.{n}.absmax, exp_avg_sq.{n}.absmax
 //!                 rank-allocator.safetensors   AdaLoRA only: exp_avg_ipt.{n}, exp_avg_unc.{n}: importance, alive.{n}: ranks (1, 0)
+//!                 gradients.safetensors    gradient.{n}: only in the middle of accumulation, the sums so far
 //!                 state.json               step, settings, position in the data, fingerprints
 //!                 manifest.json            size and SHA-256 of the files above
 //!                 DONE                     empty, written last
@@ -12,21 +14,22 @@
 //! `DONE` never sees half a checkpoint, on a disk as in a bucket. The schedule needs no state beyond the step, random numbers
 //! none beyond the position.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tunesmith_model::{Adapter, ModelConfig, RankAllocator, peft};
 
-use crate::adamw::AdamW;
+use crate::adamw::{AdamW, Moments};
 use crate::config::TrainingConfig;
+use crate::divergence::LossWatch;
 use crate::error::{Result, TrainingError};
 use crate::sampler::Position;
+use crate::tensor_file::{Outgoing, Tensors, write_tensors};
 
 /// The marker that makes a checkpoint count.
 pub const DONE: &str = "DONE";
@@ -34,24 +37,55 @@ const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const RANKS: &str = "rank-allocator.safetensors";
+const GRADIENTS: &str = "gradients.safetensors";
 const ADAPTER: &str = "adapter";
+
+/// Counts up when a position, a setting or a tensor changes its meaning.
+const FORMAT: u32 = 2;
 
 /// What `state.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
+    /// Version of this layout; that of [`State::current_format`] in new checkpoints.
+    #[serde(default)]
+    pub format: u32,
     /// Steps completed.
     pub step: usize,
     /// Steps of the run.
     pub total: usize,
     /// Settings of the run.
     pub config: TrainingConfig,
-    /// Position in the data, which is also the random state.
+    /// Position in the data, which is also the random state; before the step that `window` is in the middle of.
     pub position: Position,
+    /// The unfinished step, when some of its batches are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// What is remembered of the losses.
+    #[serde(default)]
+    pub watch: LossWatch,
     /// Fingerprint of the dataset.
     pub dataset: String,
     /// Some logits of the base model.
     pub base_probe: Vec<f32>,
+}
+
+impl State {
+    /// What this version writes and reads.
+    #[must_use]
+    pub const fn current_format() -> u32 {
+        FORMAT
+    }
+}
+
+/// A step in the middle of accumulation; its gradients are in `gradients.safetensors`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Rows of the step that went through the model.
+    pub rows_done: usize,
+    /// Their negative log-likelihood, in nats.
+    pub nll: f64,
 }
 
 /// Size and hash of one file.
@@ -84,6 +118,8 @@ pub struct Parts<'a> {
     pub optimizer: &'a AdamW,
     /// AdaLoRA's budget.
     pub ranks: Option<&'a RankAllocator>,
+    /// Sums of an unfinished step; empty between steps.
+    pub gradients: &'a [Vec<f32>],
 }
 
 /// A checkpoint that was read and verified.
@@ -96,41 +132,56 @@ pub struct Stored {
     pub optimizer: AdamW,
     /// AdaLoRA's budget.
     pub ranks: Option<RankAllocator>,
+    /// Sums of an unfinished step; empty between steps.
+    pub gradients: Vec<Vec<f32>>,
 }
 
-/// Writes `{folder}/{step}`; a checkpoint of the same step is replaced.
+/// Writes `{folder}/{step}`; a checkpoint of the same step is replaced. When it fails, nothing of it is left and the one of the
+/// same step is still there.
 pub fn save(folder: &Path, parts: &Parts<'_>) -> Result<PathBuf> {
-    let Parts { state, adapter, optimizer, ranks } = *parts;
+    let step = parts.state.step;
     fs::create_dir_all(folder).map_err(TrainingError::io(folder))?;
-    let temporary = folder.join(format!(".writing-{}", state.step));
+    let temporary = folder.join(format!(".writing-{step}"));
     remove(&temporary)?;
-    fs::create_dir_all(&temporary).map_err(TrainingError::io(&temporary))?;
-    peft::save(adapter, &temporary.join(ADAPTER), "")?;
-    let moments = [("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)];
-    write_vectors(&moments, &temporary.join(OPTIMIZER))?;
-    write_json(&temporary.join(STATE), state)?;
+    if let Err(error) = write(&temporary, parts) {
+        // the first error says what is wrong; a folder under this name never counts
+        let _ = fs::remove_dir_all(&temporary);
+        return Err(error);
+    }
+    let target = folder.join(step.to_string());
+    remove(&target)?;
+    fs::rename(&temporary, &target).map_err(TrainingError::io(&target))?;
+    let done = target.join(DONE);
+    File::create(&done).and_then(|file| file.sync_all()).map_err(TrainingError::io(&done))?;
+    Ok(target)
+}
+
+fn write(folder: &Path, parts: &Parts<'_>) -> Result<()> {
+    fs::create_dir_all(folder).map_err(TrainingError::io(folder))?;
+    peft::save(parts.adapter, &folder.join(ADAPTER), "")?;
+    write_tensors(&moments(parts.optimizer), &folder.join(OPTIMIZER))?;
+    write_json(&folder.join(STATE), parts.state)?;
     let mut names = vec![
         format!("{ADAPTER}/{}", peft::CONFIG_FILE),
         format!("{ADAPTER}/{}", peft::WEIGHTS_FILE),
         OPTIMIZER.to_owned(),
         STATE.to_owned(),
     ];
-    if let Some(ranks) = ranks {
-        write_ranks(ranks, &temporary.join(RANKS))?;
+    if !parts.gradients.is_empty() {
+        write_tensors(&outgoing("gradient", parts.gradients), &folder.join(GRADIENTS))?;
+        names.push(GRADIENTS.to_owned());
+    }
+    if let Some(ranks) = parts.ranks {
+        write_ranks(ranks, &folder.join(RANKS))?;
         names.push(RANKS.to_owned());
     }
     let mut files = BTreeMap::new();
     for name in names {
-        let entry = seal(&temporary.join(&name))?;
+        let entry = seal(&folder.join(&name))?;
         files.insert(name, entry);
     }
-    write_json(&temporary.join(MANIFEST), &Manifest { step: state.step, num_updates: optimizer.num_updates, files })?;
-    let target = folder.join(state.step.to_string());
-    remove(&target)?;
-    fs::rename(&temporary, &target).map_err(TrainingError::io(&target))?;
-    let done = target.join(DONE);
-    File::create(&done).and_then(|file| file.sync_all()).map_err(TrainingError::io(&done))?;
-    Ok(target)
+    let num_updates = parts.optimizer.num_updates;
+    write_json(&folder.join(MANIFEST), &Manifest { step: parts.state.step, num_updates, files })
 }
 
 /// Reads a checkpoint and verifies every file against the manifest.
@@ -147,15 +198,24 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Stored> {
         }
     }
     let state: State = read_json(&folder.join(STATE))?;
+    if state.format != FORMAT {
+        return Err(TrainingError::CheckpointFormat {
+            path: folder.to_path_buf(),
+            found: state.format,
+            wanted: FORMAT,
+        });
+    }
     let adapter = peft::load(&folder.join(ADAPTER), model)?;
     let count = adapter.parameters().len();
-    let [first, second] = read_vectors(&folder.join(OPTIMIZER), ["exp_avg", "exp_avg_sq"])?;
-    if first.len() != count || second.len() != count {
-        return Err(corrupt(&folder.join(OPTIMIZER), &format!("it has not the moments of {count} tensors")));
-    }
-    let optimizer = AdamW { first, second, num_updates: manifest.num_updates };
+    let optimizer = read_moments(&folder.join(OPTIMIZER), count, manifest.num_updates)?;
+    let gradients = match state.window {
+        Some(_) => {
+            Tensors::open(&folder.join(GRADIENTS))?.all(count, |all, index| all.f32(&format!("gradient.{index}")))?
+        }
+        None => Vec::new(),
+    };
     let ranks = RankAllocator::new(&adapter).map(|fresh| read_ranks(fresh, &folder.join(RANKS))).transpose()?;
-    Ok(Stored { state, adapter, optimizer, ranks })
+    Ok(Stored { state, adapter, optimizer, ranks, gradients })
 }
 
 /// The finished checkpoints of a folder, oldest first, with their steps.
@@ -226,49 +286,100 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|error| corrupt(path, &error.to_string()))
 }
 
-fn corrupt(path: &Path, reason: &str) -> TrainingError {
+pub(crate) fn corrupt(path: &Path, reason: &str) -> TrainingError {
     TrainingError::CheckpointCorrupt { path: path.to_path_buf(), reason: reason.to_owned() }
 }
 
 fn write_ranks(ranks: &RankAllocator, path: &Path) -> Result<()> {
     let as_number = |alive: &Vec<bool>| alive.iter().map(|alive| f32::from(u8::from(*alive))).collect();
     let alive: Vec<Vec<f32>> = ranks.alive.iter().map(as_number).collect();
-    write_vectors(&[("exp_avg_ipt", &ranks.sensitivity), ("exp_avg_unc", &ranks.uncertainty), ("alive", &alive)], path)
+    let kinds = [("exp_avg_ipt", &ranks.sensitivity), ("exp_avg_unc", &ranks.uncertainty), ("alive", &alive)];
+    write_tensors(&kinds.map(|(kind, vectors)| outgoing(kind, vectors)).concat(), path)
 }
 
 fn read_ranks(mut ranks: RankAllocator, path: &Path) -> Result<RankAllocator> {
-    let [sensitivity, uncertainty, alive] = read_vectors(path, ["exp_avg_ipt", "exp_avg_unc", "alive"])?;
-    (ranks.sensitivity, ranks.uncertainty) = (sensitivity, uncertainty);
+    let tensors = Tensors::open(path)?;
+    (ranks.sensitivity, ranks.uncertainty) = (tensors.every("exp_avg_ipt")?, tensors.every("exp_avg_unc")?);
+    let alive = tensors.every("alive")?;
     ranks.alive = alive.iter().map(|of_module| of_module.iter().map(|alive| *alive != 0.0).collect()).collect();
     Ok(ranks)
 }
 
-/// Writes vectors of several kinds as `{kind}.{n}`.
-fn write_vectors(kinds: &[(&str, &Vec<Vec<f32>>)], path: &Path) -> Result<()> {
-    let broken = |error: safetensors::SafeTensorError| corrupt(path, &error.to_string());
-    let mut tensors = Vec::new();
-    for (kind, vectors) in kinds {
-        for (index, values) in vectors.iter().enumerate() {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.push((format!("{kind}.{index}"), values.len(), bytes));
-        }
-    }
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, len, bytes) in &tensors {
-        views.push((name.as_str(), TensorView::new(Dtype::F32, vec![*len], bytes).map_err(broken)?));
-    }
-    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(broken)
+/// Vectors of one kind as `{kind}.{n}`.
+fn outgoing(kind: &str, vectors: &[Vec<f32>]) -> Vec<Outgoing> {
+    vectors.iter().enumerate().map(|(index, values)| Outgoing::new(format!("{kind}.{index}"), values)).collect()
 }
 
-/// Every vector of these kinds, as many as there are.
-fn read_vectors<const N: usize>(path: &Path, kinds: [&str; N]) -> Result<[Vec<Vec<f32>>; N]> {
-    let bytes = fs::read(path).map_err(|error| corrupt(path, &error.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| corrupt(path, &error.to_string()))?;
-    let values = |view: TensorView<'_>| {
-        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>()
-    };
-    Ok(kinds.map(|kind| {
-        let one = |index: usize| tensors.tensor(&format!("{kind}.{index}")).ok().map(values);
-        (0..).map_while(one).collect()
-    }))
+fn moments(optimizer: &AdamW) -> Vec<Outgoing> {
+    let mut tensors = Vec::new();
+    for (index, moments) in optimizer.moments.iter().enumerate() {
+        let names = [format!("exp_avg.{index}"), format!("exp_avg_sq.{index}")];
+        match moments {
+            Moments::Full { first, second } => {
+                tensors
+                    .extend(names.into_iter().zip([first, second]).map(|(name, values)| Outgoing::new(name, values)));
+            }
+            Moments::Blockwise { first, second } => {
+                for (name, moment) in names.into_iter().zip([first, second]) {
+                    tensors.push(Outgoing::new(format!("{name}.absmax"), &moment.absmax));
+                    tensors.push(Outgoing { name, dtype: Dtype::U8, bytes: moment.codes.clone() });
+                }
+            }
+        }
+    }
+    tensors
+}
+
+fn read_moments(path: &Path, count: usize, num_updates: u64) -> Result<AdamW> {
+    let moments = Tensors::open(path)?.all(count, |tensors, index| {
+        let names = [format!("exp_avg.{index}"), format!("exp_avg_sq.{index}")];
+        let [first, second] = &names;
+        if tensors.view(first)?.dtype() != Dtype::U8 {
+            return Ok(Moments::Full { first: tensors.f32(first)?, second: tensors.f32(second)? });
+        }
+        Ok(Moments::Blockwise { first: tensors.blockwise(first)?, second: tensors.blockwise(second)? })
+    })?;
+    Ok(AdamW { moments, num_updates })
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_model::{AdapterConfig, Decoder};
+
+    use super::*;
+    use crate::adamw::Optimizer;
+
+    /// A link in the place of a file that is to be written, to a device that is always full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_and_nothing_half_written_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/gqa-tied");
+        let model = Decoder::load(Path::new(golden)).unwrap();
+        let adapter = Adapter::new(AdapterConfig::default(), &model, 1).unwrap();
+        let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
+        let optimizer = AdamW::of(Optimizer::AdamW, &lengths);
+        let full = folder.path().join(OPTIMIZER);
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        let error = write_tensors(&moments(&optimizer), &full).unwrap_err();
+        assert!(matches!(&error, TrainingError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
+
+        let state = State {
+            format: FORMAT,
+            step: 3,
+            total: 9,
+            config: TrainingConfig::default(),
+            position: Position { seed: 0, epoch: 0, used: 0 },
+            window: None,
+            watch: LossWatch::default(),
+            dataset: String::new(),
+            base_probe: Vec::new(),
+        };
+        let parts = Parts { state: &state, adapter: &adapter, optimizer: &optimizer, ranks: None, gradients: &[] };
+        let target = save(folder.path(), &parts).unwrap();
+        // a folder in the place of the temporary one cannot be made: the checkpoint of the same step stays
+        fs::write(folder.path().join(".writing-3"), "a file, not a folder").unwrap();
+        assert!(save(folder.path(), &parts).is_err());
+        assert!(load(&target, model.config()).is_ok());
+    }
 }

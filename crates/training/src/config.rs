@@ -3,8 +3,11 @@
 use serde::{Deserialize, Serialize};
 use tunesmith_model::{AdapterConfig, Method, ModelConfig};
 
+use crate::adamw::Optimizer;
 use crate::error::{Result, TrainingError};
-use crate::schedule::Decay;
+use crate::packing::pack;
+use crate::sampler::Layout;
+use crate::schedule::{DECAY_RATIO, Decay, Schedule};
 
 /// Everything that fixes a run, beside base model and data. Absent settings take the defaults given here; unknown ones are
 /// refused.
@@ -21,15 +24,21 @@ pub struct TrainingConfig {
     pub schedule: Decay,
     /// Part of all steps in which the learning rate rises from 0; default 0.03.
     pub warmup_ratio: f64,
+    /// Part of all steps in which schedule `wsd` decays; default 0.2. The other schedules do not use it.
+    pub decay_ratio: f64,
+    /// AdamW with moments in 32 or 8 bits; default 32.
+    pub optimizer: Optimizer,
     /// Passes over the data; default 3. Ignored when `max_steps` is set.
     pub epochs: usize,
     /// Number of optimizer steps; default: as many as `epochs` take.
     pub max_steps: Option<usize>,
-    /// Sequences that go through the model together; default 8. Changes memory, not the result, together with
-    /// `accumulation`.
+    /// Rows that go through the model together; default 8. A row is a sequence, or with `packing` up to `sequence_length`
+    /// tokens of several. Changes memory, not the result, together with `accumulation`.
     pub batch_size: usize,
     /// Batches whose gradients make one optimizer step; default 1.
     pub accumulation: usize,
+    /// Sequences share rows, so that batches are equally full; default true. They never see each other.
+    pub packing: bool,
     /// Longest sequence in tokens; default 512. Longer texts are split, longer conversations refused.
     pub sequence_length: usize,
     /// Decoupled weight decay; default 0.
@@ -56,10 +65,13 @@ impl Default for TrainingConfig {
             learning_rate: 2e-4,
             schedule: Decay::Cosine,
             warmup_ratio: 0.03,
+            decay_ratio: DECAY_RATIO,
+            optimizer: Optimizer::AdamW,
             epochs: 3,
             max_steps: None,
             batch_size: 8,
             accumulation: 1,
+            packing: true,
             sequence_length: 512,
             weight_decay: 0.0,
             beta1: 0.9,
@@ -94,6 +106,12 @@ impl TrainingConfig {
         positive("clip_norm", self.clip_norm)?;
         positive("epsilon", self.epsilon)?;
         unit("warmup_ratio", self.warmup_ratio)?;
+        if self.schedule == Decay::Wsd {
+            let (decays, warmup) = (self.decay_ratio, self.warmup_ratio);
+            // the sum of two decimal fractions may miss 1 by a rounding
+            let fits = decays > 0.0 && warmup + decays <= 1.0 + 1e-9;
+            check("decay_ratio", decays, fits, "choose a number above 0 that is at most 1 together with warmup_ratio")?;
+        }
         unit("beta1", self.beta1)?;
         unit("beta2", self.beta2)?;
         let decay = self.weight_decay;
@@ -117,16 +135,41 @@ impl TrainingConfig {
         check("total_step", value, laid_out == total, "set total_step of AdaLoRA to the steps of the run")
     }
 
-    /// Sequences of one optimizer step.
+    /// Rows of one optimizer step.
     #[must_use]
-    pub fn sequences_per_step(&self) -> usize {
+    pub fn rows_per_step(&self) -> usize {
         self.batch_size * self.accumulation
     }
 
-    /// Optimizer steps for a dataset of `num_sequences`.
+    /// Optimizer steps of one pass over `num_rows` rows.
     #[must_use]
-    pub fn total_steps(&self, num_sequences: usize) -> usize {
-        self.max_steps.unwrap_or(self.epochs * num_sequences.div_ceil(self.sequences_per_step().max(1)))
+    pub fn steps_per_epoch(&self, num_rows: usize) -> usize {
+        num_rows.div_ceil(self.rows_per_step().max(1))
+    }
+
+    /// Optimizer steps of the run for an epoch of `num_rows` rows.
+    #[must_use]
+    pub fn total_steps(&self, num_rows: usize) -> usize {
+        self.max_steps.unwrap_or(self.epochs * self.steps_per_epoch(num_rows))
+    }
+
+    /// How sequences become rows.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        if self.packing { Layout::Packed { capacity: self.sequence_length } } else { Layout::Single }
+    }
+
+    /// Rows of an epoch of sequences that have these lengths in tokens.
+    #[must_use]
+    pub fn num_rows(&self, lengths: &[usize]) -> usize {
+        if self.packing { pack(lengths, self.sequence_length).len() } else { lengths.len() }
+    }
+
+    /// The learning rate over `total_steps` steps.
+    #[must_use]
+    pub fn schedule(&self, total_steps: usize) -> Schedule {
+        Schedule::new(self.schedule, self.learning_rate, self.warmup_ratio, total_steps)
+            .with_decay_ratio(self.decay_ratio)
     }
 }
 
@@ -155,5 +198,23 @@ mod tests {
         let config = TrainingConfig { batch_size: 4, accumulation: 2, epochs: 3, ..TrainingConfig::default() };
         assert_eq!(config.total_steps(17), 9);
         assert_eq!(TrainingConfig { max_steps: Some(5), ..config }.total_steps(17), 5);
+    }
+
+    #[test]
+    fn warm_up_and_decay_of_wsd_must_fit_into_the_run() {
+        let config = |warmup_ratio, decay_ratio, schedule| TrainingConfig {
+            warmup_ratio,
+            decay_ratio,
+            schedule,
+            sequence_length: 64,
+            ..TrainingConfig::default()
+        };
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/gqa-tied/config.json");
+        let model = ModelConfig::from_file(std::path::Path::new(golden)).unwrap();
+        assert!(config(0.3, 0.7, Decay::Wsd).validate(&model).is_ok());
+        let error = config(0.4, 0.7, Decay::Wsd).validate(&model).unwrap_err().to_string();
+        assert!(error.contains("decay_ratio = 0.7"), "{error}");
+        assert!(config(0.0, 0.0, Decay::Wsd).validate(&model).is_err());
+        assert!(config(0.4, 0.7, Decay::Cosine).validate(&model).is_ok(), "the others do not use it");
     }
 }

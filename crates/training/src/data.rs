@@ -3,6 +3,8 @@
 //! Sequences are never padded: a batch lays them one after the other and attention keeps them apart (see
 //! `tunesmith_model::ops::attention`), so sequences of unequal length cost what they hold and nothing more.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tunesmith_model::{Batch, IGNORE, Message, Tokenizer, encode_conversation};
@@ -50,7 +52,8 @@ pub struct Dataset {
     sequences: Vec<Sequence>,
     /// Examples given.
     pub num_examples: usize,
-    /// Examples left out because no token of theirs counts (conversations without an answer, empty texts).
+    /// Examples left out because no token of theirs counts (conversations without an answer, empty texts); of given
+    /// sequences, those.
     pub num_unusable: usize,
 }
 
@@ -102,17 +105,21 @@ impl Dataset {
         }
     }
 
-    /// From sequences made elsewhere.
-    pub fn from_sequences(sequences: Vec<Sequence>) -> Result<Self> {
+    /// From sequences made elsewhere. Those without a token that counts are left out: a step of nothing else would have no loss.
+    pub fn from_sequences(mut sequences: Vec<Sequence>) -> Result<Self> {
         let num_examples = sequences.iter().map(|sequence| sequence.example + 1).max().unwrap_or(0);
         let num_tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         if num_tokens == 0 {
             return Err(TrainingError::EmptyDataset { num_examples });
         }
-        if sequences.iter().all(|sequence| sequence.num_targets() == 0) {
+        let given = sequences.len();
+        sequences.iter_mut().filter_map(|sequence| sequence.counted.first_mut()).for_each(|first| *first = false);
+        sequences.retain(|sequence| sequence.num_targets() > 0);
+        if sequences.is_empty() {
             return Err(TrainingError::AllLabelsMasked { num_examples, num_tokens });
         }
-        Ok(Self { sequences, num_examples, num_unusable: 0 })
+        let num_unusable = given - sequences.len();
+        Ok(Self { sequences, num_examples, num_unusable })
     }
 
     /// All sequences, in the order of the examples.
@@ -137,6 +144,20 @@ impl Dataset {
     #[must_use]
     pub fn num_tokens(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.ids.len()).sum()
+    }
+
+    /// Tokens of each sequence.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<usize> {
+        self.sequences.iter().map(|sequence| sequence.ids.len()).collect()
+    }
+
+    /// The examples that these sequences come from, each once, ascending.
+    #[must_use]
+    pub fn examples(&self, indices: &[usize]) -> Vec<usize> {
+        let examples: BTreeSet<usize> =
+            indices.iter().filter_map(|index| self.sequences.get(*index)).map(|sequence| sequence.example).collect();
+        examples.into_iter().collect()
     }
 
     /// SHA-256 over all tokens and masks, hexadecimal.
@@ -211,5 +232,13 @@ mod tests {
         let error = Dataset::from_sequences(vec![masked]).unwrap_err();
         assert!(matches!(error, TrainingError::AllLabelsMasked { num_examples: 1, num_tokens: 2 }));
         assert!(matches!(Dataset::from_sequences(vec![]), Err(TrainingError::EmptyDataset { num_examples: 0 })));
+    }
+
+    #[test]
+    fn a_sequence_without_a_token_that_counts_is_left_out() {
+        let sequence = |counted: bool| Sequence { ids: vec![1, 2], counted: vec![true, counted], example: 0 };
+        let data = Dataset::from_sequences(vec![sequence(false), sequence(true)]).unwrap();
+        assert_eq!((data.len(), data.num_unusable), (1, 1));
+        assert_eq!(data.sequences()[0].num_targets(), 1, "the first token is never predicted");
     }
 }

@@ -48,28 +48,56 @@ pub enum TrainingError {
     },
     /// The loss is not a number. The adapter still has its values from before this step.
     #[error(
-        "loss is {loss} at step {step} on dataset sequences {batch:?}; lower learning_rate or clip_norm, \
-         or look at these examples; the last checkpoint is good"
+        "loss is {loss} at step {step} on dataset examples {examples:?}; lower learning_rate or clip_norm, \
+         or look at these examples"
     )]
     NonFiniteLoss {
         /// The step that failed, counted from 1.
         step: usize,
         /// What the loss was.
         loss: f64,
-        /// Indices of the sequences.
-        batch: Vec<usize>,
+        /// Indices of the examples in the batch.
+        examples: Vec<usize>,
     },
     /// The gradient is not a number although the loss is. The adapter still has its values from before this step.
     #[error(
-        "gradient norm is {norm} at step {step} on dataset sequences {batch:?}; lower learning_rate; the last checkpoint is good"
+        "gradient norm is {norm} at step {step} on dataset examples {examples:?}; lower learning_rate, \
+         or look at these examples"
     )]
     NonFiniteGradient {
         /// The step that failed, counted from 1.
         step: usize,
         /// The norm.
         norm: f64,
-        /// Indices of the sequences.
-        batch: Vec<usize>,
+        /// Indices of the examples of the step.
+        examples: Vec<usize>,
+    },
+    /// The loss has risen far above what it was (see [`crate::divergence`]). The adapter still has its values from before this
+    /// step, but they are no good.
+    #[error(
+        "loss has risen to {to:.3} nats per token from {from:.3} by step {step}, last on dataset examples {examples:?}; \
+         lower learning_rate, raise warmup_ratio, or take an adapter from before"
+    )]
+    Diverged {
+        /// The step, counted from 1.
+        step: usize,
+        /// Running mean of the loss now.
+        to: f64,
+        /// Its lowest value.
+        from: f64,
+        /// Indices of the examples of the step.
+        examples: Vec<usize>,
+    },
+    /// Some tensors of the adapter are trained in name only.
+    #[error(
+        "after step {step} these adapter tensors have not moved: {names:?}; raise learning_rate, use longer sequences, or \
+         leave these out of target_modules"
+    )]
+    AdapterUnmoved {
+        /// Steps completed.
+        step: usize,
+        /// Names of the tensors.
+        names: Vec<String>,
     },
     /// No tensor of the adapter gets a gradient.
     #[error(
@@ -116,6 +144,29 @@ pub enum TrainingError {
         path: PathBuf,
         /// What differs.
         reason: String,
+    },
+    /// A checkpoint of another version of this program.
+    #[error(
+        "checkpoint {path} has format {found}, this version reads {wanted}; resume with the version that wrote it, or start \
+         the run again"
+    )]
+    CheckpointFormat {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The format of this version.
+        wanted: u32,
+    },
+    /// The checkpoints will not fit.
+    #[error("{folder} has {free} bytes free, the checkpoints need {needed}; free some space or choose another disk")]
+    DiskFull {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free for this user.
+        free: u64,
     },
     /// A file cannot be read or written.
     #[error("cannot read or write {path}: {source}; check space and permissions")]

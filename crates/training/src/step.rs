@@ -19,6 +19,54 @@ pub struct Accumulated {
     pub num_targets: usize,
 }
 
+/// The sums of a window of which some batches are done: what a checkpoint in the middle of accumulation holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sums {
+    /// Counted tokens of the whole window.
+    num_targets: usize,
+    /// Negative log-likelihood so far, in nats.
+    pub nll: f64,
+    /// Gradients so far, in the order of `Adapter::parameters`; empty before the first batch.
+    pub gradients: Vec<Vec<f32>>,
+}
+
+impl Sums {
+    /// For a window of so many counted tokens.
+    #[must_use]
+    pub fn new(num_targets: usize) -> Self {
+        Self { num_targets, nll: 0.0, gradients: Vec::new() }
+    }
+
+    /// Forward and backward of one batch; returns its negative log-likelihood.
+    pub fn add(&mut self, model: &Decoder, adapter: &Adapter, batch: &Batch) -> Result<f64> {
+        if batch.num_targets() == 0 {
+            return Ok(0.0);
+        }
+        let result = model.loss_and_gradients(batch, adapter, 1.0 / self.num_targets as f32, Recompute::Nothing)?;
+        let mut of_batch = Vec::with_capacity(result.gradients.len());
+        for gradient in &result.gradients {
+            let values = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+            of_batch.push(values.map_err(tunesmith_model::ModelError::from)?);
+        }
+        if self.gradients.is_empty() {
+            self.gradients = of_batch;
+        } else {
+            for (sum, values) in self.gradients.iter_mut().zip(&of_batch) {
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        let nll = result.nll();
+        self.nll += nll;
+        Ok(nll)
+    }
+
+    /// Mean loss of the window, when all its batches are done.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.nll / self.num_targets as f64
+    }
+}
+
 /// Runs the batches one after the other; memory is that of the largest.
 pub fn accumulate(model: &Decoder, adapter: &Adapter, batches: &[Batch]) -> Result<Accumulated> {
     let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
@@ -26,24 +74,9 @@ pub fn accumulate(model: &Decoder, adapter: &Adapter, batches: &[Batch]) -> Resu
     if num_targets == 0 {
         return Err(TrainingError::AllLabelsMasked { num_examples: batches.len(), num_tokens });
     }
-    let scale = 1.0 / num_targets as f32;
-    let mut nll = 0.0;
-    let mut gradients: Vec<Vec<f32>> = Vec::new();
-    for batch in batches.iter().filter(|batch| batch.num_targets() > 0) {
-        let result = model.loss_and_gradients(batch, adapter, scale, Recompute::Nothing)?;
-        nll += result.nll();
-        let mut of_batch = Vec::with_capacity(result.gradients.len());
-        for gradient in &result.gradients {
-            let values = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
-            of_batch.push(values.map_err(tunesmith_model::ModelError::from)?);
-        }
-        if gradients.is_empty() {
-            gradients = of_batch;
-        } else {
-            for (sum, values) in gradients.iter_mut().zip(&of_batch) {
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            }
-        }
+    let mut sums = Sums::new(num_targets);
+    for batch in batches {
+        sums.add(model, adapter, batch)?;
     }
-    Ok(Accumulated { loss: nll / num_targets as f64, gradients, num_tokens, num_targets })
+    Ok(Accumulated { loss: sums.loss(), gradients: sums.gradients, num_tokens, num_targets })
 }

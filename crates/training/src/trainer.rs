@@ -6,17 +6,20 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tunesmith_model::{Adapter, Decoder, ModelError, RankAllocator, peft};
 
-use crate::adamw::AdamW;
-use crate::checkpoint::{self, Parts, State};
+use crate::adamw::{AdamW, Moments};
+use crate::checkpoint::{self, Parts, State, Window};
 use crate::clip;
 use crate::config::TrainingConfig;
-use crate::data::Dataset;
+use crate::data::{Dataset, Sequence};
+use crate::divergence::{LossWatch, Risen};
 use crate::error::{Result, TrainingError};
 use crate::evaluate::{self, ExampleLoss};
 use crate::loraplus;
-use crate::sampler::Sampler;
+use crate::moved::MovedCheck;
+use crate::packing::Packing;
+use crate::sampler::{Position, Sampler};
 use crate::schedule::Schedule;
-use crate::step::{Accumulated, accumulate};
+use crate::step::Sums;
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,8 +59,21 @@ pub struct Trainer {
     ranks: Option<RankAllocator>,
     sampler: Sampler,
     schedule: Schedule,
+    underway: Option<Underway>,
+    watch: LossWatch,
+    /// Until the check is made.
+    moved: Option<MovedCheck>,
     step: usize,
     total: usize,
+}
+
+/// A step of which some batches are done.
+struct Underway {
+    /// Where in the data the step begins.
+    from: Position,
+    rows: Vec<Vec<usize>>,
+    rows_done: usize,
+    sums: Sums,
 }
 
 impl Trainer {
@@ -78,16 +94,20 @@ impl Trainer {
         config.adapter = adapter.config().clone();
         config.validate(model.config())?;
         model.check_adapter(Some(&adapter))?;
-        check_dataset(&model, &config, &dataset)?;
+        check(&model, &config, &dataset)?;
         let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
-        let total = config.total_steps(dataset.len());
+        let sampler = Sampler::new(dataset.lengths(), config.layout(), config.seed);
+        let total = config.total_steps(sampler.num_rows());
         config.check_total(total)?;
         Ok(Self {
-            optimizer: AdamW::new(&lengths),
+            optimizer: AdamW::of(config.optimizer, &lengths),
             fast: loraplus::fast(&adapter),
             ranks: RankAllocator::new(&adapter),
-            sampler: Sampler::new(dataset.len(), config.seed),
-            schedule: Schedule::new(config.schedule, config.learning_rate, config.warmup_ratio, total),
+            sampler,
+            schedule: config.schedule(total),
+            underway: None,
+            watch: LossWatch::default(),
+            moved: Some(MovedCheck::new(&adapter)?),
             step: 0,
             total,
             adapter,
@@ -113,38 +133,108 @@ impl Trainer {
             return Err(TrainingError::BaseModelMismatch { difference });
         }
         let mut trainer = Self::with_adapter(state.config, model, dataset, stored.adapter)?;
-        let lengths = |moments: &[Vec<f32>]| moments.iter().map(Vec::len).collect::<Vec<_>>();
-        for (name, moments) in [("exp_avg", &stored.optimizer.first), ("exp_avg_sq", &stored.optimizer.second)] {
-            if lengths(moments) != lengths(&trainer.optimizer.first) {
-                let reason = "the moments have other lengths than the adapter".to_owned();
-                return Err(TrainingError::AdapterMismatch { name: name.to_owned(), reason });
-            }
+        let lengths: Vec<usize> = trainer.optimizer.moments.iter().map(Moments::len).collect();
+        if !stored.optimizer.fits(trainer.config.optimizer, &lengths) {
+            let reason = "the moments have another form than the adapter asks for".to_owned();
+            return Err(TrainingError::AdapterMismatch { name: "exp_avg".to_owned(), reason });
         }
         trainer.optimizer = stored.optimizer;
         trainer.ranks = stored.ranks;
-        trainer.sampler = Sampler::at(trainer.dataset.len(), state.position);
+        trainer.sampler = trainer.sampler.at(state.position);
         trainer.step = state.step;
+        trainer.watch = state.watch;
+        if let Some(Window { rows_done, nll }) = state.window {
+            let mut underway = trainer.next_window()?;
+            underway.rows_done = rows_done;
+            underway.sums.nll = nll;
+            underway.sums.gradients = stored.gradients;
+            trainer.underway = Some(underway);
+        }
         Ok(trainer)
     }
 
-    /// One optimizer step. On an error the adapter keeps its values from before the step and the run should end.
+    /// Another split of the same step, for a machine with more or less memory: every step keeps its rows, so the run goes on
+    /// as before up to the order in which its sums are rounded. Refused when `batch_size · accumulation` would change.
+    pub fn resplit(&mut self, batch_size: usize, accumulation: usize) -> Result<()> {
+        if batch_size * accumulation != self.config.rows_per_step() {
+            return Err(TrainingError::BadSetting {
+                key: "batch_size x accumulation",
+                value: format!("{batch_size} x {accumulation}"),
+                remedy: "keep the product that the run was started with, so that every step keeps its examples",
+            });
+        }
+        (self.config.batch_size, self.config.accumulation) = (batch_size, accumulation);
+        Ok(())
+    }
+
+    /// One optimizer step; see [`Trainer::advance`].
     pub fn step(&mut self) -> Result<StepReport> {
+        loop {
+            if let Some(report) = self.advance()? {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// One batch, forward and backward; `Some` when it was the last of its optimizer step, which is then made. Between the
+    /// batches of a step the run can be saved too.
+    ///
+    /// On an error the run should end: the adapter keeps its values from before the step, except for
+    /// [`TrainingError::AdapterUnmoved`], which is found after it.
+    pub fn advance(&mut self) -> Result<Option<StepReport>> {
         if self.is_complete() {
             return Err(TrainingError::Complete { total: self.total });
         }
-        let indices = self.sampler.next(self.config.sequences_per_step());
-        let batches = indices.chunks(self.config.batch_size).map(|indices| self.dataset.batch(indices));
-        let batches = batches.collect::<Result<Vec<_>>>()?;
-        let Accumulated { loss, mut gradients, num_tokens, num_targets } =
-            accumulate(&self.model, &self.adapter, &batches)?;
-        let step = self.step + 1;
+        let mut underway = match self.underway.take() {
+            Some(underway) => underway,
+            None => self.next_window()?,
+        };
+        let end = (underway.rows_done + self.config.batch_size).min(underway.rows.len());
+        let indices = underway.rows[underway.rows_done..end].concat();
+        let loss = underway.sums.add(&self.model, &self.adapter, &self.dataset.batch(&indices)?)?;
         if !loss.is_finite() {
-            return Err(TrainingError::NonFiniteLoss { step, loss, batch: indices });
+            let examples = self.dataset.examples(&indices);
+            return Err(TrainingError::NonFiniteLoss { step: self.step + 1, loss, examples });
         }
+        underway.rows_done = end;
+        if end < underway.rows.len() {
+            self.underway = Some(underway);
+            return Ok(None);
+        }
+        self.update(underway).map(Some)
+    }
+
+    fn next_window(&mut self) -> Result<Underway> {
+        let from = self.sampler.position();
+        let rows = self.sampler.next(self.config.rows_per_step());
+        let num_targets = self.count(&rows, Sequence::num_targets);
+        if num_targets == 0 {
+            let num_tokens = self.count(&rows, |sequence| sequence.ids.len());
+            return Err(TrainingError::AllLabelsMasked { num_examples: rows.concat().len(), num_tokens });
+        }
+        Ok(Underway { from, rows, rows_done: 0, sums: Sums::new(num_targets) })
+    }
+
+    fn count(&self, rows: &[Vec<usize>], of: impl Fn(&Sequence) -> usize) -> usize {
+        rows.iter().flatten().filter_map(|index| self.dataset.sequences().get(*index)).map(of).sum()
+    }
+
+    fn update(&mut self, underway: Underway) -> Result<StepReport> {
+        let Underway { rows, sums, .. } = underway;
+        let (step, loss) = (self.step + 1, sums.loss());
+        let (num_tokens, num_targets) =
+            (self.count(&rows, |sequence| sequence.ids.len()), self.count(&rows, Sequence::num_targets));
+        let indices = rows.concat();
+        if let Some(Risen { to, from }) = self.watch.observe(loss) {
+            let examples = self.dataset.examples(&indices);
+            return Err(TrainingError::Diverged { step, to, from, examples });
+        }
+        let mut gradients = sums.gradients;
         let regulariser = self.adapter.regularise(&mut gradients)?;
         let grad_norm = clip::clip(&mut gradients, self.config.clip_norm);
         if !grad_norm.is_finite() {
-            return Err(TrainingError::NonFiniteGradient { step, norm: grad_norm, batch: indices });
+            let examples = self.dataset.examples(&indices);
+            return Err(TrainingError::NonFiniteGradient { step, norm: grad_norm, examples });
         }
         if grad_norm == 0.0 {
             return Err(TrainingError::NoGradient { step });
@@ -162,10 +252,13 @@ impl Trainer {
             }
         })?;
         outcome?;
+        self.step = step;
+        if learning_rate > 0.0 {
+            self.check_moved(&gradients)?;
+        }
         if let Some(ranks) = &mut self.ranks {
             ranks.after_step(step, &mut self.adapter, &gradients)?;
         }
-        self.step = step;
         Ok(StepReport {
             step,
             total: self.total,
@@ -180,24 +273,53 @@ impl Trainer {
         })
     }
 
+    /// Called right after the update, before anything else changes the adapter.
+    fn check_moved(&mut self, gradients: &[Vec<f32>]) -> Result<()> {
+        let Some(check) = self.moved.as_mut() else { return Ok(()) };
+        if !check.count(&self.adapter, gradients)? {
+            return Ok(());
+        }
+        let names = check.unmoved(&self.adapter);
+        self.moved = None;
+        if names.is_empty() { Ok(()) } else { Err(TrainingError::AdapterUnmoved { step: self.step, names }) }
+    }
+
     /// Writes a checkpoint `{folder}/{step}` and returns its path; see [`crate::checkpoint`].
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+        let underway = self.underway.as_ref();
         let state = State {
+            format: State::current_format(),
             step: self.step,
             total: self.total,
             config: self.config.clone(),
-            position: self.sampler.position(),
+            position: underway.map_or(self.sampler.position(), |underway| underway.from),
+            window: underway.map(|underway| Window { rows_done: underway.rows_done, nll: underway.sums.nll }),
+            watch: self.watch,
             dataset: self.dataset.fingerprint(),
             base_probe: probe(&self.model)?,
         };
-        let parts =
-            Parts { state: &state, adapter: &self.adapter, optimizer: &self.optimizer, ranks: self.ranks.as_ref() };
+        let gradients = underway.map_or(&[][..], |underway| underway.sums.gradients.as_slice());
+        let (adapter, optimizer, ranks) = (&self.adapter, &self.optimizer, self.ranks.as_ref());
+        let parts = Parts { state: &state, adapter, optimizer, ranks, gradients };
         checkpoint::save(folder, &parts)
+    }
+
+    /// Bytes of a checkpoint, at the most: adapter, moments, the sums of an unfinished step, and for AdaLoRA importance; the rest
+    /// is small.
+    #[must_use]
+    pub fn checkpoint_bytes(&self) -> u64 {
+        let per_value = if self.ranks.is_some() { 16 } else { 8 };
+        (per_value * self.adapter.num_parameters() + self.optimizer.num_bytes() + (1 << 20)) as u64
     }
 
     /// Writes the adapter as Python `peft` reads it, without ranks that AdaLoRA has set to zero.
     pub fn save_adapter(&self, folder: &Path, base_model: &str) -> Result<()> {
         Ok(peft::save(&self.adapter.pruned()?, folder, base_model)?)
+    }
+
+    /// Whether another dataset, for evaluation, can be used with this model: known before the first step.
+    pub fn check_dataset(&self, dataset: &Dataset) -> Result<()> {
+        check(&self.model, &self.config, dataset)
     }
 
     /// Loss per example with the adapter as it is now.
@@ -210,6 +332,24 @@ impl Trainer {
     pub fn wants_checkpoint(&self) -> bool {
         let every = self.config.checkpoint_every;
         self.step > 0 && (self.is_complete() || (every > 0 && self.step.is_multiple_of(every)))
+    }
+
+    /// Rows of the step that is underway which are done; 0 between steps.
+    #[must_use]
+    pub fn num_rows_underway(&self) -> usize {
+        self.underway.as_ref().map_or(0, |underway| underway.rows_done)
+    }
+
+    /// Steps of one pass over the data.
+    #[must_use]
+    pub fn steps_per_epoch(&self) -> usize {
+        self.config.steps_per_epoch(self.sampler.num_rows())
+    }
+
+    /// How well the rows of an epoch are filled.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.sampler.packing()
     }
 
     /// Whether all steps are done.
@@ -256,7 +396,7 @@ impl Trainer {
 }
 
 /// Everything that can be known before the first step.
-fn check_dataset(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
+fn check(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
     let vocabulary = model.config().vocab_size;
     for sequence in dataset.sequences() {
         let (length, limit) = (sequence.ids.len(), config.sequence_length);

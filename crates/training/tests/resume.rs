@@ -3,53 +3,17 @@
 // helpers of a test may unwrap as the test itself may
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use tunesmith_model::rng::Rng;
+use common::{config, dataset, goldens, in_pool, model, run};
 use tunesmith_model::{
     AdaLoraConfig, AdapterConfig, Decoder, Ia3Config, LoraConfig, Message, Method, Module, Tokenizer,
 };
-use tunesmith_training::{Dataset, Example, Sequence, StepReport, Trainer, TrainingConfig, TrainingError, checkpoint};
-
-fn goldens(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
-}
-
-fn model() -> Arc<Decoder> {
-    Arc::new(Decoder::load(&goldens("gqa-tied")).unwrap())
-}
-
-/// Eleven sequences of unequal length, some tokens masked.
-fn dataset(seed: u64) -> Dataset {
-    let mut rng = Rng::new(seed, 0);
-    let mut sequence = |example| {
-        let length = 5 + rng.below(40);
-        let ids = (0..length).map(|_| rng.below(160) as u32).collect();
-        Sequence { ids, counted: (0..length).map(|i| i > 0 && i % 4 != 2).collect(), example }
-    };
-    Dataset::from_sequences((0..11).map(&mut sequence).collect()).unwrap()
-}
-
-fn config() -> TrainingConfig {
-    TrainingConfig {
-        adapter: AdapterConfig::lora(4, 32.0),
-        max_steps: Some(10),
-        batch_size: 2,
-        accumulation: 2,
-        learning_rate: 5e-3,
-        warmup_ratio: 0.2,
-        weight_decay: 0.01,
-        sequence_length: 64,
-        seed: 9,
-        ..TrainingConfig::default()
-    }
-}
-
-fn run(trainer: &mut Trainer, steps: usize) -> Vec<StepReport> {
-    (0..steps).map(|_| trainer.step().unwrap()).collect()
-}
+use tunesmith_training::{Dataset, Example, Sequence, Trainer, TrainingConfig, TrainingError, checkpoint};
 
 /// Every file of a checkpoint that has content, with its name.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -75,10 +39,6 @@ fn methods() -> Vec<(&'static str, TrainingConfig)> {
         ("adalora", with(Method::AdaLora(ada), &Module::LLAMA)),
         ("ia3", with(ia3, &[Module::K, Module::V, Module::Down])),
     ]
-}
-
-fn in_pool<R: Send>(num_threads: usize, job: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap().install(job)
 }
 
 #[test]
@@ -218,6 +178,8 @@ fn what_cannot_be_trained_is_refused_before_the_first_step() {
     assert!(refused(TrainingConfig { sequence_length: 10, ..config() }).contains("sequence_length 10"));
     let foreign = Sequence { ids: vec![1, 160], counted: vec![false, true], example: 0 };
     let foreign = Dataset::from_sequences(vec![foreign]).unwrap();
+    let trainer = Trainer::new(config(), model(), dataset(1)).unwrap();
+    assert!(trainer.check_dataset(&foreign).is_err() && trainer.check_dataset(&dataset(2)).is_ok());
     assert!(Trainer::new(config(), model(), foreign).err().unwrap().to_string().contains("token id 160"));
 }
 
@@ -232,11 +194,53 @@ fn a_diverged_run_names_step_and_batch_and_keeps_the_adapter() {
     };
     let done = trainer.num_steps_done();
     match error {
-        TrainingError::NonFiniteLoss { step, batch, .. } | TrainingError::NonFiniteGradient { step, batch, .. } => {
-            assert_eq!((step, batch.len()), (done + 1, 4));
+        TrainingError::NonFiniteLoss { step, examples, .. }
+        | TrainingError::NonFiniteGradient { step, examples, .. } => {
+            assert_eq!(step, done + 1);
+            assert!((1..=4).contains(&examples.len()) && examples.iter().all(|example| *example < 11), "{examples:?}");
         }
         other => panic!("{other}"),
     }
+}
+
+#[test]
+fn a_loss_that_climbs_and_stays_finite_ends_the_run_too() {
+    let learns = TrainingConfig { max_steps: Some(120), learning_rate: 1e-2, ..config() };
+    let mut trainer = Trainer::new(learns, model(), dataset(1)).unwrap();
+    let learnt = run(&mut trainer, 120)[119].loss;
+    let adapter = trainer.adapter().snapshot().unwrap();
+    let forgets = TrainingConfig { warmup_ratio: 0.5, learning_rate: 3.0, max_steps: Some(400), ..config() };
+    let mut trainer = Trainer::with_adapter(forgets, model(), dataset(1), adapter).unwrap();
+    let mut losses = Vec::new();
+    let error = loop {
+        match trainer.step() {
+            Ok(report) => losses.push(report.loss),
+            Err(error) => break error,
+        }
+    };
+    let TrainingError::Diverged { step, from, to, examples } = &error else {
+        panic!("{error}, from {learnt}: {losses:?}")
+    };
+    println!("from {learnt}: {error}");
+    assert!(*step < 120 && to > from, "{error}");
+    assert!((3..=4).contains(&examples.len()), "the last step of an epoch has three: {examples:?}");
+}
+
+#[test]
+fn a_tensor_that_does_not_move_is_named_after_ten_steps() {
+    // smaller than f32 can add to A; B starts at zero and can take anything
+    let config = TrainingConfig { max_steps: Some(30), learning_rate: 1e-13, ..config() };
+    let mut trainer = Trainer::new(config, model(), dataset(1)).unwrap();
+    let error = loop {
+        if let Err(error) = trainer.step() {
+            break error;
+        }
+    };
+    let TrainingError::AdapterUnmoved { step, names } = &error else { panic!("{error}") };
+    // the warm-up starts with a learning rate of 0, which does not count
+    assert_eq!(*step, 11);
+    assert_eq!(names.len(), 14, "A of seven projections in two layers: {names:?}");
+    assert!(names.iter().all(|name| name.ends_with("lora_A.weight")), "{names:?}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// A job that writes to `output`: 18 steps, a checkpoint after every second one.
+    /// A job that writes to `output`: 18 steps of two batches, a checkpoint after every second one.
     pub fn job(&self, output: &str) -> Value {
         json!({
             "run": "run-0123456789ab",
@@ -58,7 +58,7 @@ impl Fixture {
             "dataset_id": "ds-0123456789abcdef",
             "dataset": self.path("dataset"),
             "output": self.path(output),
-            "training": {"rank": 4, "alpha": 8.0, "epochs": 3, "batch_size": 8, "sequence_length": 96,
+            "training": {"rank": 4, "alpha": 8.0, "epochs": 3, "batch_size": 3, "accumulation": 2, "sequence_length": 96,
                          "learning_rate": 0.005, "checkpoint_every": 2}
         })
     }
