@@ -31,6 +31,7 @@ export const WILDCARDS: Readonly<Record<string, string>> = {
   '{workspace}/projects/*/runs/*/adapter/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/attempts/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/checkpoints/*': NAMED_AT_RUN_TIME,
+  '{workspace}/projects/*/runs/*/tensorboard/*': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/deployment.json': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/evaluation.json': NAMED_AT_RUN_TIME,
   '{workspace}/projects/*/runs/*/metrics.jsonl': NAMED_AT_RUN_TIME,

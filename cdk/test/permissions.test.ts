@@ -179,7 +179,7 @@ test('a function may do what its code calls, and nothing else', () => {
 
 test('a training machine writes what the trainer writes into its run, and nothing else', () => {
   const sources = ['checkpoints', 'evaluation', 'metrics', 'reference', 'train'].map((file) => repositoryFile(`trainer-image/src/${file}.rs`)).join('\n');
-  const named = [...sources.matchAll(/\boutput\s*\.join\("([\w.-]+)"\)/g), ...sources.matchAll(/\b(?:EVALUATION|REFERENCE): &str = "([^"]+)"/g)];
+  const named = [...sources.matchAll(/\boutput\s*\.join\("([\w.-]+)"\)/g), ...sources.matchAll(/\b(?:EVALUATION|EVENTS|REFERENCE): &str = "([^"/]+)/g)];
   const written = new Set(named.map((match) => match[1] as string));
   const role = ofType('AWS::IAM::Role').find((r) => r.properties['Description'] === 'What a training machine may do');
   const puts = PERMISSIONS.filter((p) => p.where === role?.id && p.actions.includes('s3:PutObject')).flatMap((p) => p.resources);

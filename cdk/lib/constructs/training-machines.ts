@@ -16,7 +16,7 @@ import { Network } from './network.ts';
 export const MACHINE_IMAGE = '/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id';
 
 /** What a trainer writes into the folder of its run. Plan, job, decision page and deployment are other people's. */
-const RUN_FILES = ['adapter/*', 'checkpoints/*', 'evaluation.json', 'metrics.jsonl', 'reference-logits.json'];
+const RUN_FILES = ['adapter/*', 'checkpoints/*', 'evaluation.json', 'metrics.jsonl', 'reference-logits.json', 'tensorboard/*'];
 
 /** What it reads there: its job, and what an attempt before it left. */
 const READ_RUN_FILES = ['adapter/*', 'attempts/*', 'checkpoints/*', 'metrics.jsonl'];
