@@ -114,6 +114,8 @@ fn a_model_that_does_not_answer_as_trained_is_rolled_back_and_the_live_one_stays
         let project = cloud.upload("rollback", &documents(8), &settings(&[QUICK, BUDGET])).await;
         let run = cloud.train(&project).await;
         cloud.reaches(&run, "RequestApproval").await;
+        // nobody answers before the question was mailed: whoever asks may die and ask anew
+        cloud.asked_times(&project, 1).await;
         cloud.decide(&project, "approve").await;
         assert_eq!(cloud.ends(&run).await.last_state, "Published");
         let live: LiveRecord = cloud.item(&ItemKey::live(&project)).await.unwrap();
@@ -129,6 +131,7 @@ fn a_model_that_does_not_answer_as_trained_is_rolled_back_and_the_live_one_stays
         let first = reference["logits"].as_array_mut().and_then(|logits| logits.first_mut()).unwrap();
         *first = json!(first.as_f64().unwrap() + 0.5);
         cloud.put_workspace(&key, &reference).await;
+        cloud.asked_times(&project, 2).await;
         cloud.decide(&project, "approve").await;
 
         let done = cloud.ends(&run).await;

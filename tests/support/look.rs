@@ -77,6 +77,13 @@ impl Cloud {
             .await
     }
 
+    /// Waits until so many questions about this project were mailed.
+    pub async fn asked_times(&self, project: &ProjectId, times: usize) {
+        let subject = format!("{project} - a model waits");
+        until(&format!("{times} mails {subject:?}"), async || (self.mails_about(&subject) >= times).then_some(()))
+            .await;
+    }
+
     /// Waits for a mail about this project that holds this text.
     pub async fn mail_about(&self, project: &ProjectId, text: &str) -> Mail {
         until(&format!("a mail about {project} with {text}"), async || {
