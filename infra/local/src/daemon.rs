@@ -25,6 +25,7 @@ use crate::{
     machine_room::{Room, Setup},
     mailbox,
     paths::Paths,
+    programs::Programs,
     sigv4::Credentials,
     state::State,
 };
@@ -118,7 +119,7 @@ fn program(paths: &Paths) -> PathBuf {
 
 /// Removes what an earlier local cloud left; keeps settings and caches.
 fn clear(folder: &Path) -> Result<(), LocalError> {
-    for name in ["state.json", "logs", "mailbox", "instances", "endpoints", "tmp"] {
+    for name in ["state.json", "logs", "mailbox", "instances", "endpoints", "bin", "tmp"] {
         let path = folder.join(name);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
@@ -179,6 +180,7 @@ async fn bring_up(paths: Paths, python: &Path) -> Result<Up, LocalError> {
     let root = Credentials { access_key: "root".to_owned(), secret };
     let setup = Setup {
         paths: paths.clone(),
+        programs: Programs::copy(&paths, &folder)?,
         folder: folder.clone(),
         address: address.clone(),
         token: token.clone(),

@@ -19,6 +19,7 @@ pub mod mailbox;
 pub mod models;
 pub mod operate;
 pub mod paths;
+pub mod programs;
 pub mod settings;
 pub mod sigv4;
 pub mod stage;

@@ -285,7 +285,6 @@ impl Room {
         let mut path = stand_ins.into_os_string();
         path.push(":");
         path.push(env.get("PATH").cloned().unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()));
-        let own = std::env::current_exe().map_err(LocalError::io("find", "this program"))?;
         env.extend(machine_room_endpoints(&self.0.address));
         let more: [(&str, OsString); 9] = [
             ("PATH", path),
@@ -295,8 +294,8 @@ impl Room {
             ("TUNESMITH_LOCAL", "1".into()),
             ("TUNESMITH_LOG_DRIVER", "none".into()),
             ("TUNESMITH_MACHINE_ROOM", self.0.address.clone().into()),
-            ("TUNESMITH_LOCAL_CLOUD", own.into_os_string()),
-            ("TUNESMITH_TRAINER", self.trainer().into_os_string()),
+            ("TUNESMITH_LOCAL_CLOUD", self.0.programs.local_cloud.clone().into()),
+            ("TUNESMITH_TRAINER", self.0.programs.trainer.clone().into()),
         ];
         env.extend(more.map(|(name, value)| (name.to_owned(), value)));
         Ok(env)

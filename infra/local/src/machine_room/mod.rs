@@ -37,7 +37,7 @@ use http::StatusCode;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
 
-use crate::{LocalError, client::Aws, paths::Paths, settings::RoomSettings, sigv4::Credentials};
+use crate::{LocalError, client::Aws, paths::Paths, programs::Programs, settings::RoomSettings, sigv4::Credentials};
 
 pub use instances::Summary as InstanceSummary;
 
@@ -57,6 +57,7 @@ pub struct Room(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     paths: Paths,
+    programs: Programs,
     folder: PathBuf,
     address: String,
     token: String,
@@ -84,6 +85,8 @@ struct Tables {
 pub struct Setup {
     /// Where things lie.
     pub paths: Paths,
+    /// What machines and endpoints run.
+    pub programs: Programs,
     /// State folder.
     pub folder: PathBuf,
     /// Its own address, `http://127.0.0.1:{port}`.
@@ -103,6 +106,7 @@ impl Room {
         let prices = spot_prices::Prices::read(&setup.paths.infra_local().join("spot-prices.json"))?;
         Ok(Self(Arc::new(Inner {
             paths: setup.paths,
+            programs: setup.programs,
             folder: setup.folder,
             address: setup.address,
             token: setup.token,
@@ -160,12 +164,6 @@ impl Room {
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.0.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The trainer of the image: the one Cargo built, or what `TUNESMITH_TRAINER` names.
-    fn trainer(&self) -> PathBuf {
-        std::env::var_os("TUNESMITH_TRAINER")
-            .map_or_else(|| self.0.paths.target.join("debug/tunesmith-trainer"), PathBuf::from)
     }
 
     /// A number that was not given out before.
