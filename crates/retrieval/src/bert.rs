@@ -4,12 +4,13 @@
 //!
 //! Shapes: `n` tokens, `h` hidden size; matrices are row-major, `n` rows.
 
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::Deserialize;
 use tunesmith_model::ops::gemm::{Threads, View, ViewMut, Write, gemm};
 
-use crate::kernels::{add_norm, gelu, norm, softmax};
+use crate::{
+    kernels::{add_norm, gelu, norm, softmax},
+    weights::{Weights, WeightsError},
+};
 
 /// The keys of a Hugging Face BERT `config.json` that decide the forward pass.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -63,19 +64,22 @@ pub(crate) struct Bert {
 
 impl Bert {
     /// Takes the weights by their Hugging Face names; fails with the name of a tensor that is missing or misshapen.
-    pub fn load(config: &BertConfig, weights: VarBuilder<'_>) -> Result<Self> {
-        let at = weights.pp("embeddings");
+    pub fn load(config: &BertConfig, weights: &Weights<'_>) -> Result<Self, WeightsError> {
+        let at = weights.below("embeddings");
         let hidden = config.hidden_size;
-        let positions = at.get((config.max_position_embeddings, hidden), "position_embeddings.weight")?;
-        let segments = at.get((config.type_vocab_size, hidden), "token_type_embeddings.weight")?;
+        let mut positions = at.get(&[config.max_position_embeddings, hidden], "position_embeddings.weight")?;
+        let segments = at.get(&[config.type_vocab_size, hidden], "token_type_embeddings.weight")?;
+        for row in positions.chunks_exact_mut(hidden) {
+            row.iter_mut().zip(&segments).for_each(|(x, s)| *x += s);
+        }
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(config, weights.pp(format!("encoder.layer.{i}"))))
-            .collect::<Result<_>>()?;
+            .map(|i| Layer::load(config, &weights.below(&format!("encoder.layer.{i}"))))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             hidden,
-            words: values(&at.get((config.vocab_size, hidden), "word_embeddings.weight")?)?,
-            positions: values(&positions.broadcast_add(&segments.narrow(0, 0, 1)?)?)?,
-            norm: LayerNorm::load(config, &at.pp("LayerNorm"))?,
+            words: at.get(&[config.vocab_size, hidden], "word_embeddings.weight")?,
+            positions,
+            norm: LayerNorm::load(config, &at.below("LayerNorm"))?,
             layers,
         })
     }
@@ -106,11 +110,11 @@ struct Dense {
 
 impl Dense {
     /// Layers side by side: their outputs follow each other in a row.
-    fn load(inputs: usize, outputs: usize, at: &[VarBuilder<'_>]) -> Result<Self> {
+    fn load(inputs: usize, outputs: usize, at: &[Weights<'_>]) -> Result<Self, WeightsError> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for at in at {
-            weight.extend(values(&at.get((outputs, inputs), "weight")?)?);
-            bias.extend(values(&at.get(outputs, "bias")?)?);
+            weight.extend(at.get(&[outputs, inputs], "weight")?);
+            bias.extend(at.get(&[outputs], "bias")?);
         }
         Ok(Self { weight, bias, inputs })
     }
@@ -132,8 +136,8 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
-    fn load(config: &BertConfig, at: &VarBuilder<'_>) -> Result<Self> {
-        let get = |name: &str| values(&at.get(config.hidden_size, name)?);
+    fn load(config: &BertConfig, at: &Weights<'_>) -> Result<Self, WeightsError> {
+        let get = |name: &str| at.get(&[config.hidden_size], name);
         Ok(Self { weight: get("weight")?, bias: get("bias")?, eps: config.layer_norm_eps as f32 })
     }
 
@@ -155,16 +159,16 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(config: &BertConfig, at: VarBuilder<'_>) -> Result<Self> {
+    fn load(config: &BertConfig, at: &Weights<'_>) -> Result<Self, WeightsError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let qkv = ["query", "key", "value"].map(|name| at.pp(format!("attention.self.{name}")));
+        let qkv = ["query", "key", "value"].map(|name| at.below(&format!("attention.self.{name}")));
         Ok(Self {
             qkv: Dense::load(hidden, hidden, &qkv)?,
-            output: Dense::load(hidden, hidden, &[at.pp("attention.output.dense")])?,
-            attention_norm: LayerNorm::load(config, &at.pp("attention.output.LayerNorm"))?,
-            up: Dense::load(hidden, inner, &[at.pp("intermediate.dense")])?,
-            down: Dense::load(inner, hidden, &[at.pp("output.dense")])?,
-            norm: LayerNorm::load(config, &at.pp("output.LayerNorm"))?,
+            output: Dense::load(hidden, hidden, &[at.below("attention.output.dense")])?,
+            attention_norm: LayerNorm::load(config, &at.below("attention.output.LayerNorm"))?,
+            up: Dense::load(hidden, inner, &[at.below("intermediate.dense")])?,
+            down: Dense::load(inner, hidden, &[at.below("output.dense")])?,
+            norm: LayerNorm::load(config, &at.below("output.LayerNorm"))?,
             heads: config.num_attention_heads,
         })
     }
@@ -209,8 +213,4 @@ pub(crate) fn mean_pool(states: &[f32], hidden: usize) -> Vec<f32> {
     let length = mean.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
     mean.iter_mut().for_each(|x| *x /= length);
     mean
-}
-
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
 }

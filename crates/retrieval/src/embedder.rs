@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
 use rayon::prelude::*;
+use safetensors::SafeTensors;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::{
     bert::{Bert, BertConfig, mean_pool},
     vectors::Vectors,
+    weights::{Weights, WeightsError},
 };
 
 /// The embedding model's name: its folder under `models/`, and `embedder` in an index's manifest.
@@ -47,7 +47,7 @@ pub enum EmbedError {
     Vocabulary,
     /// `model.safetensors` is damaged or does not fit `config.json`.
     #[error("embedding model model.safetensors: {0}; upload the model's files again")]
-    Weights(#[from] candle_core::Error),
+    Weights(#[from] WeightsError),
 }
 
 /// The model's files, by content.
@@ -97,8 +97,8 @@ impl Embedder {
             .with_padding(None)
             .with_truncation(Some(TruncationParams { max_length, ..TruncationParams::default() }))
             .map_err(EmbedError::Tokenizer)?;
-        let weights = VarBuilder::from_buffered_safetensors(files.weights, DType::F32, &Device::Cpu)?;
-        Ok(Self { bert: Bert::load(&config, weights)?, tokenizer, dimensions: config.hidden_size })
+        let weights = SafeTensors::deserialize(&files.weights).map_err(WeightsError::from)?;
+        Ok(Self { bert: Bert::load(&config, &Weights::new(&weights))?, tokenizer, dimensions: config.hidden_size })
     }
 
     /// Length of each vector: 384.

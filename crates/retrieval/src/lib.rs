@@ -10,6 +10,7 @@ mod kernels;
 mod keywords;
 pub mod search;
 mod vectors;
+mod weights;
 
 pub use embedder::{EMBEDDER_FILES, EMBEDDER_NAME, EmbedError, Embedder, EmbedderFiles};
 pub use index::{
@@ -17,3 +18,4 @@ pub use index::{
 };
 pub use search::{Hit, SearchIndex};
 pub use vectors::Vectors;
+pub use weights::WeightsError;

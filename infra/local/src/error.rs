@@ -116,6 +116,14 @@ pub enum LocalError {
         /// Error and cause.
         cause: String,
     },
+    /// The pipeline ended well, but without a new model.
+    #[error(
+        "the pipeline ended in {state}: no new model is served; the last mail says why (`cargo local-cloud mailbox`)"
+    )]
+    NotPublished {
+        /// The last state.
+        state: String,
+    },
     /// What a person asked for cannot be.
     #[error("{0}")]
     Usage(String),

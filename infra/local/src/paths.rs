@@ -36,10 +36,10 @@ impl Paths {
         self.target.join("local-cloud").join("venv")
     }
 
-    /// What the demo leaves behind.
+    /// What the demo leaves behind: `demo` beside the state folder.
     #[must_use]
     pub fn demo(&self) -> PathBuf {
-        self.target.join("demo")
+        self.local_cloud().with_file_name("demo")
     }
 
     /// Files of this crate: requirements, prices, stand-ins.

@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub struct Stages {
     bars: MultiProgress,
     terminal: bool,
-    seconds: Arc<Mutex<BTreeMap<String, f64>>>,
+    seconds: Arc<Mutex<Vec<(String, f64)>>>,
 }
 
 /// A stage in progress.
@@ -72,13 +72,23 @@ impl Stages {
     /// Seconds of every finished stage.
     #[must_use]
     pub fn seconds(&self) -> BTreeMap<String, f64> {
+        self.in_order().into_iter().collect()
+    }
+
+    /// The same, in the order in which the stages ended first.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<(String, f64)> {
         self.seconds.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Adds a stage that was timed elsewhere.
     pub fn record(&self, name: &str, seconds: f64) {
         let mut all = self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
-        *all.entry(name.to_owned()).or_default() += (seconds * 10.0).round() / 10.0;
+        let seconds = (seconds * 10.0).round() / 10.0;
+        match all.iter_mut().find(|(stage, _)| stage == name) {
+            Some((_, sum)) => *sum += seconds,
+            None => all.push((name.to_owned(), seconds)),
+        }
     }
 }
 

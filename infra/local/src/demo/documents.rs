@@ -25,7 +25,7 @@ const SETTINGS: &str = "# Written by the demo, because the folder had no project
 /// Uploads every file of the folder; what became of each is the result.
 ///
 /// # Errors
-/// When a file cannot be read here, the bucket refuses it, or `ingest-document` makes no progress.
+/// When no file can be read here, the bucket refuses one, or `ingest-document` makes no progress.
 pub async fn upload_and_wait(state: &State, source: &Source, stages: &Stages) -> Result<Documents, LocalError> {
     let files = models::files(&source.folder)?;
     let stage = stages.begin("upload", Some(files.len() as u64));
@@ -33,24 +33,39 @@ pub async fn upload_and_wait(state: &State, source: &Source, stages: &Stages) ->
     if !source.folder.join("project.toml").exists() {
         aws.put_object(bucket, &uploads::settings(&source.project), SETTINGS).await?;
     }
-    let mut expected = Vec::new();
+    let (mut expected, mut unreadable) = (Vec::new(), Vec::new());
     for (number, (path, name)) in files.iter().enumerate() {
-        let bytes = fs::read(path).map_err(LocalError::io("read", path))?;
         let key = ObjectKey { project: source.project.clone(), path: name.clone() };
         stage.tick(name);
         match key.upload() {
             Upload::TrainNow | Upload::Ignored => continue,
-            Upload::Document => expected.push(name.clone()),
-            Upload::Settings => {}
+            Upload::Document | Upload::Settings => {}
+        }
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            // a folder like /usr/share/doc has such: the others go on
+            Err(error) => {
+                let reason = format!("not uploaded: it cannot be read on this machine ({error})");
+                unreadable.push(Quarantined { file: name.clone(), reason });
+                continue;
+            }
+        };
+        if key.upload() == Upload::Document {
+            expected.push(name.clone());
         }
         aws.put_object(bucket, &key.to_string(), bytes).await?;
         stage.at(number as u64 + 1);
     }
     stage.done(&format!("{} files to s3://{bucket}/{}/", expected.len(), source.project));
     if expected.is_empty() {
-        return Err(LocalError::Usage(format!("{} holds no files", source.folder.display())));
+        return Err(LocalError::Usage(format!("{} holds no files that can be read", source.folder.display())));
     }
-    wait(state, source, &expected, stages).await
+    let mut documents = wait(state, source, &expected, stages).await?;
+    for file in &unreadable {
+        stages.say(&format!("{:<22} {}: {}", "", file.file, file.reason));
+    }
+    documents.quarantined.append(&mut unreadable);
+    Ok(documents)
 }
 
 async fn wait(state: &State, source: &Source, expected: &[String], stages: &Stages) -> Result<Documents, LocalError> {

@@ -1,6 +1,7 @@
 //! `cargo demo`: documents in, approved endpoint out, on one machine. Each step is one file of this folder.
 
 mod approval;
+mod artefacts;
 mod documents;
 mod gateway;
 mod pipeline;
@@ -67,20 +68,23 @@ pub async fn bring_up(paths: &Paths, stages: &Stages) -> Result<Daemon, LocalErr
     Ok(daemon)
 }
 
-/// The whole demo. The summary is written to `target/demo/summary.json` as well.
+/// The whole demo. The summary is written to `target/demo/summary.json` as well, also when a step fails; that of an earlier demo is
+/// removed at the start.
 ///
 /// # Errors
-/// When a step fails; what was started is stopped first.
+/// When a step fails or no model is published; what was started is stopped first.
 pub async fn run(paths: &Paths, options: &Options, stages: &Stages) -> Result<Summary, LocalError> {
     let source = Source::of(paths, options)?;
+    Summary::clear(&paths.demo())?;
     let mut daemon = bring_up(paths, stages).await?;
     daemon.state.project = Some(source.project.to_string());
     daemon.state.write(&paths.local_cloud())?;
-    let result = walk(paths, options, &source, &daemon.state, stages).await;
+    let mut summary = Summary::new(&source.project);
+    let result = walk(paths, options, &source, &daemon.state, stages, &mut summary).await;
     let machines = report::running_machines(&daemon.state).await;
     crate::operate::save_function_logs(&daemon.state, &paths.local_cloud().join("logs/functions")).await;
     let mut left = Vec::new();
-    if options.keep && result.is_ok() {
+    if options.keep && matches!(result, Ok(()) | Err(LocalError::NotPublished { .. })) {
         report::say_how_to_go_on(&daemon.state, stages);
         left.extend(machines);
         left.push(format!("local cloud (process {}): kept, as asked", daemon.state.pid));
@@ -93,12 +97,12 @@ pub async fn run(paths: &Paths, options: &Options, stages: &Stages) -> Result<Su
         left.extend(killed.iter().map(|pid| format!("process {pid}: killed by the demo")));
         stage.done(if left.is_empty() { "nothing is left running" } else { "some things had to be ended" });
     }
-    let mut summary = result?;
     summary.left_running = left;
     summary.seconds = stages.seconds();
+    summary.error = result.as_ref().err().map(ToString::to_string);
     summary.write(&paths.demo())?;
     report::print(&summary, paths, stages);
-    Ok(summary)
+    result.map(|()| summary)
 }
 
 /// Where the documents come from and which project they become.
@@ -154,29 +158,33 @@ async fn walk(
     source: &Source,
     state: &State,
     stages: &Stages,
-) -> Result<Summary, LocalError> {
+    summary: &mut Summary,
+) -> Result<(), LocalError> {
     let aws = state.aws();
-    let documents = documents::upload_and_wait(state, source, stages).await?;
+    summary.documents = documents::upload_and_wait(state, source, stages).await?;
     let bucket = state.output("DocumentsBucket")?;
     aws.put_object(bucket, &uploads::train_now(&source.project), "").await?;
-    let mut follower = pipeline::Follower::find(state, &source.project, paths).await?;
+    let mut follower = pipeline::Follower::find(state, &source.project).await?;
     let mut approval = approval::Approval::new(state, paths, options.approve);
     follower.follow(stages, &mut approval).await?;
-    let mut summary = Summary::new(&source.project, documents);
-    report::collect(state, &source.project, &follower, &mut summary).await?;
-    let published = follower.last_state() == "Published";
-    if published {
-        let questions = questions::choose(paths, state, source).await?;
-        summary.answers = gateway::ask(state, &source.project, &questions, stages).await?;
-        stages.say(
-            "\nThe sources are what to look at here. The answers come from the embedded base model of 5 million parameters, which\n\
-             needs no download and shows the path, not quality; name a larger one as base_model in project.toml.",
-        );
-    } else {
-        stages.say(&format!("the pipeline ended in {}: no new model is served", follower.last_state()));
-    }
+    report::collect(state, &source.project, &follower, summary).await?;
+    summary.artefacts = artefacts::save(state, &source.project, &follower, summary, &paths.demo()).await?;
     follower.fail_if_failed()?;
-    Ok(summary)
+    match follower.last_state() {
+        "Published" => {}
+        "Rejected" if !options.approve => {
+            stages.say("You rejected it: no new model is served.");
+            return Ok(());
+        }
+        state => return Err(LocalError::NotPublished { state: state.to_owned() }),
+    }
+    let questions = questions::choose(paths, state, source).await?;
+    summary.answers = gateway::ask(state, &source.project, &questions, stages).await?;
+    stages.say(
+        "\nThe sources are what to look at here. The answers come from the embedded base model of 5 million parameters, which\n\
+         needs no download and shows the path, not quality; name a larger one as base_model in project.toml.",
+    );
+    Ok(())
 }
 
 /// Names of stages that are shown to people, by state of the pipeline.

@@ -10,7 +10,6 @@ use super::{approval::Approval, stage_of};
 use crate::{
     LocalError,
     client::Aws,
-    paths::Paths,
     stage::{Stage, Stages},
     state::State,
 };
@@ -39,7 +38,7 @@ impl Follower {
     ///
     /// # Errors
     /// When none starts in time.
-    pub async fn find(state: &State, project: &ProjectId, _paths: &Paths) -> Result<Self, LocalError> {
+    pub async fn find(state: &State, project: &ProjectId) -> Result<Self, LocalError> {
         let (aws, machine) = (state.aws(), state.output("TrainingPipelineArn")?.to_owned());
         let deadline = Instant::now() + START_LIMIT;
         loop {

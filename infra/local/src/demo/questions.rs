@@ -10,6 +10,10 @@ use crate::{LocalError, paths::Paths, state::State};
 
 const HOW_MANY: usize = 3;
 
+/// For folders with fewer subjects than questions.
+const GENERAL: [&str; HOW_MANY] =
+    ["What are these documents about?", "What is the most important point?", "What should one know first?"];
+
 /// Chooses the questions.
 ///
 /// # Errors
@@ -37,7 +41,7 @@ pub async fn choose(paths: &Paths, state: &State, source: &Source) -> Result<Vec
     Ok(from_headings(&documents))
 }
 
-/// One question for each of the documents with the most text under a heading of its own.
+/// One question for each of the documents with the most text under a heading of its own; general ones where there are too few.
 fn from_headings(documents: &[ExtractedDocument]) -> Vec<String> {
     let mut candidates: Vec<(usize, &str, String)> = Vec::new();
     for document in documents {
@@ -55,7 +59,8 @@ fn from_headings(documents: &[ExtractedDocument]) -> Vec<String> {
     candidates.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
     let mut seen = BTreeSet::new();
     let distinct = candidates.into_iter().filter(|(_, _, subject)| seen.insert(subject.to_lowercase()));
-    distinct.take(HOW_MANY).map(|(_, _, subject)| format!("What do the documents say about \"{subject}\"?")).collect()
+    let about = distinct.map(|(_, _, subject)| format!("What do the documents say about \"{subject}\"?"));
+    about.chain(GENERAL.map(str::to_owned)).take(HOW_MANY).collect()
 }
 
 #[cfg(test)]
@@ -87,5 +92,7 @@ mod tests {
         let questions = from_headings(&documents);
         assert_eq!(questions.len(), 3);
         assert!(questions[0].contains("usage") && questions[1].contains("Options"), "{questions:?}");
+        let few = from_headings(&documents[..1]);
+        assert_eq!((few.len(), few[1].as_str()), (3, GENERAL[0]));
     }
 }

@@ -48,6 +48,7 @@ pub async fn collect(
     let key = ItemKey::run(project, run);
     let record = aws.get_item(state.output("Table")?, &key.pk, &key.sk).await?;
     if let Some(record) = parse::<RunRecord>(record) {
+        summary.dollars_by_step = [("train and evaluate".to_owned(), record.settled.dollars())].into();
         summary.dollars = Dollars::of(record.quoted, record.reserved, record.metered, record.settled, record.returned);
     }
     Ok(())
@@ -82,9 +83,22 @@ pub async fn running_machines(state: &State) -> Vec<String> {
 pub fn say_how_to_go_on(state: &State, stages: &Stages) {
     let gateway = state.output("GatewayUrl").map(|url| state.local_url(url)).unwrap_or_default();
     stages.say(&format!(
-        "\nThe local cloud stays up.\n  gateway  {gateway}v1\n  console  local-cloud status | mailbox | logs | interrupt | approve | reject\n  end it   local-cloud down\n\
-         (run these as `cargo run -p tunesmith-local -- status`, or from target/debug)"
+        "\nThe local cloud stays up.\n  gateway  {gateway}v1\n  look     cargo local-cloud status | mailbox | logs\n  end it   cargo local-cloud down"
     ));
+}
+
+/// The table of steps: wall time, and dollars where they are metered.
+fn steps(summary: &Summary, order: &[(String, f64)]) -> Vec<String> {
+    let line = |name: &str, seconds: f64, dollars: Option<&f64>| {
+        let dollars = dollars.map_or_else(String::new, |dollars| format!("{dollars:>12.6}"));
+        format!("{name:<22} {seconds:>8.1} {dollars}").trim_end().to_owned()
+    };
+    let mut lines = vec![format!("{:<22} {:>8} {:>12}", "step", "seconds", "dollars")];
+    lines.extend(order.iter().map(|(name, seconds)| line(name, *seconds, summary.dollars_by_step.get(name))));
+    let seconds = order.iter().map(|(_, seconds)| seconds).sum();
+    lines.push(line("together", seconds, Some(&summary.dollars_by_step.values().sum())));
+    lines.push("(functions, storage and requests are not metered; docs/cost.md says what they come to)".to_owned());
+    lines
 }
 
 /// Prints the summary for people.
@@ -128,13 +142,16 @@ pub fn print(summary: &Summary, paths: &Paths, stages: &Stages) {
             d.quoted, d.reserved, d.metered, d.settled, d.returned
         ),
     );
-    let total: f64 = summary.seconds.values().sum();
-    let parts: Vec<String> = summary.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
-    row("seconds", format!("{total:.0}: {}", parts.join(", ")));
     row(
         "left running",
         if summary.left_running.is_empty() { "nothing".into() } else { summary.left_running.join("; ") },
     );
+    for (name, path) in &summary.artefacts {
+        row(name, path.clone());
+    }
+    row("mails", paths.local_cloud().join("mailbox").display().to_string());
     row("summary", paths.demo().join("summary.json").display().to_string());
+    lines.push(String::new());
+    lines.extend(steps(summary, &stages.in_order()));
     stages.say(&lines.join("\n"));
 }

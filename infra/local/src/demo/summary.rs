@@ -30,8 +30,17 @@ pub struct Summary {
     pub answers: Vec<Answer>,
     /// Money.
     pub dollars: Dollars,
-    /// Wall time of each stage.
+    /// What the meter charged, by step; a step that is not in it is not metered.
+    #[serde(default)]
+    pub dollars_by_step: BTreeMap<String, f64>,
+    /// Wall time of each step.
     pub seconds: BTreeMap<String, f64>,
+    /// Copies of what the run has made, by name: decision page, dataset report, adapter, …
+    #[serde(default)]
+    pub artefacts: BTreeMap<String, String>,
+    /// Why the demo did not get to its end.
+    #[serde(default)]
+    pub error: Option<String>,
     /// What was running when the demo ended: nothing, unless it was asked to leave it up.
     pub left_running: Vec<String>,
 }
@@ -135,13 +144,13 @@ impl Dollars {
 }
 
 impl Summary {
-    /// An empty summary of a project whose documents are read.
+    /// An empty summary.
     #[must_use]
-    pub fn new(project: &ProjectId, documents: Documents) -> Self {
+    pub fn new(project: &ProjectId) -> Self {
         Self {
             project: project.clone(),
             run: None,
-            documents,
+            documents: Documents::default(),
             dataset: None,
             perplexity: None,
             gate: None,
@@ -149,8 +158,22 @@ impl Summary {
             endpoint: None,
             answers: Vec::new(),
             dollars: Dollars::default(),
+            dollars_by_step: BTreeMap::new(),
             seconds: BTreeMap::new(),
+            artefacts: BTreeMap::new(),
+            error: None,
             left_running: Vec::new(),
+        }
+    }
+
+    /// Removes what an earlier demo has left in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn clear(folder: &Path) -> Result<(), LocalError> {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(LocalError::io("remove", folder)(error)),
+            _ => Ok(()),
         }
     }
 
