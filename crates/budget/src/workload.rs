@@ -54,7 +54,9 @@ pub fn workload(input: &WorkloadInput<'_>) -> Workload {
     let t = input.training;
     let length = u64::from(t.sequence_length.max(1));
     let train = tokens(&input.dataset.train);
-    let sequences = train.div_ceil(length).max(input.dataset.train.examples).max(1);
+    // Packing fills the rows of a batch with whole examples; without it each example is a row of its own.
+    let rows = train.div_ceil(length).max(1);
+    let sequences = if t.packing { rows } else { rows.max(input.dataset.train.examples) };
     let per_step = u64::from(t.batch_size.max(1)) * u64::from(t.accumulation.max(1));
     let wanted = sequences.div_ceil(per_step).saturating_mul(u64::from(t.epochs));
     let limit = if t.max_steps == 0 { u64::from(u32::MAX) } else { u64::from(t.max_steps) };

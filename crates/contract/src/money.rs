@@ -74,18 +74,14 @@ impl Sum for Usd {
 }
 
 impl fmt::Display for Usd {
-    /// `$12.34`; amounts below a cent keep their micro-dollars: `$0.000042`.
+    /// `$12.34`; what would be lost below a cent is kept, without zeros at the end: `$0.288`, `$0.000042`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let micros = self.0.unsigned_abs();
         let (dollars, rest) = (micros / 1_000_000, micros % 1_000_000);
-        if rest.is_multiple_of(10_000) {
-            write!(f, "{sign}${dollars}.{:02}", rest / 10_000)
-        } else if dollars > 0 {
-            write!(f, "{sign}${dollars}.{:04}", rest / 100)
-        } else {
-            write!(f, "{sign}$0.{rest:06}")
-        }
+        let digits = if dollars > 0 { format!("{:04}", rest / 100) } else { format!("{rest:06}") };
+        let (cents, below) = digits.split_at(2);
+        write!(f, "{sign}${dollars}.{cents}{}", below.trim_end_matches('0'))
     }
 }
 
@@ -95,9 +91,14 @@ mod tests {
 
     #[test]
     fn display_keeps_small_amounts_visible() {
-        for (micros, text) in
-            [(0, "$0.00"), (1_250_000, "$1.25"), (42, "$0.000042"), (12_345_678, "$12.3456"), (-500_000, "-$0.50")]
-        {
+        for (micros, text) in [
+            (0, "$0.00"),
+            (1_250_000, "$1.25"),
+            (42, "$0.000042"),
+            (12_345_678, "$12.3456"),
+            (288_000, "$0.288"),
+            (-500_000, "-$0.50"),
+        ] {
             assert_eq!(Usd::from_micros(micros).to_string(), text);
         }
     }

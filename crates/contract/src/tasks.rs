@@ -7,6 +7,7 @@ use crate::{
     approval::Verdict,
     documents::SplitSize,
     ids::{DatasetId, IndexId, ProjectId, RunId},
+    job::TrainReport,
     money::Usd,
     plan::Quote,
     time::Seconds,
@@ -225,6 +226,8 @@ pub struct RequestApprovalInput {
     pub project: ProjectId,
     /// The run.
     pub run: RunId,
+    /// What the trainer reported.
+    pub training: TrainReport,
     /// Where the answer is reported.
     pub task_token: String,
 }

@@ -19,6 +19,7 @@ use tunesmith_contract::{
     deployment::LiveRecord,
     error_name::Failure,
     evaluation::Evaluation,
+    job::TrainReport,
     keys::workspace,
     ledger::{ItemKey, RunRecord},
     plan::Plan,
@@ -98,7 +99,7 @@ pub async fn handle(
     };
     let record = ask(clients, record).await?;
 
-    let page = report(&plan, &evaluation, &run, &price, live.as_ref());
+    let page = report(&plan, &input.training, &evaluation, &run, &price, live.as_ref());
     clients.s3.put(&folder.join("report.html"), page.into_bytes(), "text/html; charset=utf-8").await?;
     let question = mail::Question {
         project: &input.project,
@@ -129,6 +130,7 @@ async fn ask(clients: &Clients, record: ApprovalRecord) -> Result<ApprovalRecord
 
 fn report(
     plan: &Plan,
+    trained: &TrainReport,
     evaluation: &Evaluation,
     run: &RunRecord,
     price: &EndpointPrice,
@@ -149,8 +151,8 @@ fn report(
         fact("Run", plan.run.to_string()),
         fact("Dataset", plan.dataset.to_string()),
         fact("Method", method(training)),
-        fact("Steps", plan.steps.to_string()),
-        fact("Tokens", plan.tokens.to_string()),
+        fact("Steps", format!("{} ({} were planned)", trained.steps, plan.steps)),
+        fact("Loss of the last step", format!("{:.3} nats per token", trained.final_loss)),
         fact("Attempts", format!("{} ({} interrupted in this pipeline)", run.attempts, run.interruptions)),
     ];
     decision_page(&DecisionPage {

@@ -36,6 +36,13 @@ impl Default for Stages {
 }
 
 impl Stages {
+    /// Begins a stage that prints its own text word by word: a bar would be drawn between the words.
+    #[must_use]
+    pub fn begin_without_bar(&self, name: &str) -> Stage {
+        self.say(&format!("{name} …"));
+        self.stage(name, ProgressBar::hidden())
+    }
+
     /// Begins a stage. `total` is the number of steps, where it is known.
     #[must_use]
     pub fn begin(&self, name: &str, total: Option<u64>) -> Stage {
@@ -52,6 +59,10 @@ impl Stages {
         } else {
             eprintln!("{name} …");
         }
+        self.stage(name, bar)
+    }
+
+    fn stage(&self, name: &str, bar: ProgressBar) -> Stage {
         Stage { name: name.to_owned(), bar, started: Instant::now(), stages: self.clone(), last: Mutex::default() }
     }
 
@@ -62,11 +73,6 @@ impl Stages {
         } else {
             eprintln!("{text}");
         }
-    }
-
-    /// Prints raw text to standard output, for answers that arrive word by word.
-    pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
-        self.bars.suspend(print)
     }
 
     /// Seconds of every finished stage.

@@ -21,12 +21,12 @@ pub async fn ask(
     questions: &[String],
     stages: &Stages,
 ) -> Result<Vec<Answer>, LocalError> {
-    let stage = stages.begin("answers", Some(questions.len() as u64));
+    let stage = stages.begin_without_bar("answers");
     let key = make_key(state, project).await?;
     let mut answers = Vec::new();
-    for (number, question) in questions.iter().enumerate() {
+    for question in questions {
         stages.say(&format!("\nQ: {question}"));
-        let tuned = complete(state, &key, project.as_str(), question, stages).await?;
+        let tuned = complete(state, &key, project.as_str(), question).await?;
         let base = complete_quietly(state, &key, &format!("{project}:base"), question).await?;
         for source in &tuned.sources {
             stages.say(&format!("   source: {source}"));
@@ -38,7 +38,6 @@ pub async fn ask(
             sources: tuned.sources,
             base_answer: base.text,
         });
-        stage.at(number as u64 + 1);
     }
     stage.done(&format!("{} answers, streamed", answers.len()));
     Ok(answers)
@@ -83,21 +82,14 @@ fn source_line(source: &Value) -> String {
     format!("{path}{page}{headings}")
 }
 
-async fn complete(
-    state: &State,
-    key: &str,
-    model: &str,
-    question: &str,
-    stages: &Stages,
-) -> Result<Streamed, LocalError> {
+/// The answer is printed as it comes.
+async fn complete(state: &State, key: &str, model: &str, question: &str) -> Result<Streamed, LocalError> {
     let answer = stream(state, key, model, question, |piece| {
-        stages.suspend(|| {
-            print!("{piece}");
-            let _ = std::io::stdout().flush();
-        });
+        print!("{piece}");
+        let _ = std::io::stdout().flush();
     })
     .await?;
-    stages.suspend(|| println!());
+    println!();
     Ok(answer)
 }
 

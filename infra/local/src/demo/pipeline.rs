@@ -192,7 +192,10 @@ impl Follower {
                 dollars("/quote/upper_bound")
             ),
             "ReserveBudget" => format!("{} {}", text("/outcome"), dollars("/reserved")),
-            "TrainModel" => format!("{} steps, last loss {}", number("/steps"), number("/final_loss")),
+            "TrainModel" => {
+                let loss = result["final_loss"].as_f64().unwrap_or_default();
+                format!("{} steps, last loss {loss:.3}", number("/steps"))
+            }
             "GateModel" => if result["passed"] == true { "passed" } else { "refused" }.to_owned(),
             "RequestApproval" => format!("{} via {}", text("/verdict"), text("/via")),
             "VerifyEndpoint" => {
@@ -211,7 +214,7 @@ impl Follower {
         let Some(run) = self.run() else { return Ok(()) };
         let key = format!("{}metrics.jsonl", workspace::run(&self.project, &run));
         let Some(bytes) = self.aws.get_object(&self.workspace, &key).await? else {
-            stage.note("waiting for a machine");
+            stage.note("a machine starts; nothing of its first steps yet");
             return Ok(());
         };
         let text = String::from_utf8_lossy(&bytes).into_owned();
