@@ -4,7 +4,12 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ids::BaseModel, money::Usd, time::Seconds};
+use crate::{
+    error_name::{ErrorName, Failure},
+    ids::BaseModel,
+    money::Usd,
+    time::Seconds,
+};
 
 /// A `project.toml` that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +32,12 @@ pub enum SettingsError {
         /// What to write instead.
         remedy: &'static str,
     },
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::new(ErrorName::SettingsInvalid, error.to_string())
+    }
 }
 
 macro_rules! settings {
@@ -166,6 +177,14 @@ settings! {
 }
 
 impl ProjectSettings {
+    /// The settings of a project: those of the `project.toml` that was uploaded, or the defaults without one.
+    ///
+    /// # Errors
+    /// As [`ProjectSettings::from_toml`].
+    pub fn of_upload(text_opt: Option<&str>) -> Result<Self, SettingsError> {
+        text_opt.map_or_else(|| Ok(Self::default()), Self::from_toml)
+    }
+
     /// Parses and checks a `project.toml`.
     ///
     /// # Errors
@@ -254,6 +273,14 @@ mod tests {
     #[test]
     fn an_empty_file_is_the_defaults() {
         assert_eq!(ProjectSettings::from_toml("").unwrap(), ProjectSettings::default());
+        assert_eq!(ProjectSettings::of_upload(None).unwrap(), ProjectSettings::default());
+    }
+
+    #[test]
+    fn a_wrong_upload_is_the_failure_settings_invalid() {
+        let failure = Failure::from(ProjectSettings::of_upload(Some("budget = 3")).unwrap_err());
+        assert_eq!(failure.name, ErrorName::SettingsInvalid);
+        assert!(failure.message.contains("line 1"), "{}", failure.message);
     }
 
     #[test]
