@@ -1,16 +1,12 @@
 #!/usr/bin/env python3
 """Make the files of docs/sample that nobody can write by hand: PDF, DOCX and the deliberately broken ones.
 
-Run:      python3 docs/make-sample.py
-Reads:    docs/sample-source/<path>.md, the text of docs/sample/<path>
-Writes:   docs/sample/<path> for each of them, and docs/sample/broken/
-Needs:    Python >= 3.10 and these packages, pinned, from PyPI:
-            reportlab==5.1.0 python-docx==1.2.0 pypdf==7.1.0 cryptography==50.0.2 pillow==13.0.0 pyphen==0.18.1
+Run:      python3 docs/make-sample.py, which writes docs/sample/<path> for each docs/sample-source/<path>.md, and docs/sample/broken/
+Needs:    Python >= 3.10 and the packages that docs/sample.md pins
 Promise:  the same bytes on every run, except broken/encrypted.pdf, whose salts are random.
 Licence:  CC0-1.0, text included.
 
-Of Markdown the sources use `# ` title, `## ` heading, `- ` or `1. ` list item, `| a | b |` table row; anything else is a
-paragraph on one line.
+Of Markdown: `# ` title, `## ` heading, `- ` and `1. ` list item, `| a | b |` table row; anything else is a paragraph on one line.
 """
 import io
 import pathlib
@@ -232,16 +228,15 @@ def make_bomb(path):
 def main():
     """Writes every file and says how large it is."""
     here = pathlib.Path(__file__).resolve().parent
-    root, sources = here / "sample", here / "sample-source"
-    made = []
-    for source in sorted(sources.rglob("*.md")):
-        name = source.relative_to(sources).with_suffix("")
+    root, sources, made = here / "sample", here / "sample-source", []
+    for source in sources.rglob("*.md"):
+        name, text = source.relative_to(sources).with_suffix(""), source.read_text(encoding="utf-8")
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pdf":
-            make_pdf(path, source.read_text(encoding="utf-8"), **LAYOUTS.get(name.as_posix(), {}))
+            make_pdf(path, text, **LAYOUTS.get(name.as_posix(), {}))
         else:
-            make_docx(path, source.read_text(encoding="utf-8"))
+            make_docx(path, text)
         made.append(path)
     broken = root / "broken"
     broken.mkdir(exist_ok=True)
