@@ -71,11 +71,7 @@ pub async fn handle(
         return decide::answer(plan);
     }
 
-    let dataset = S3Uri::new(&storage.workspace_bucket, workspace::dataset(&input.project, &input.dataset));
-    let manifest: DatasetManifest = clients.s3.get_json(&dataset.join("manifest.json")).await?.ok_or_else(|| {
-        let message = format!("the manifest of {} is missing; start the pipeline again", input.dataset);
-        Failure::new(ErrorName::NotFound, message)
-    })?;
+    let manifest = manifest(&input, clients, storage).await?;
     let shape = model_shape(&base, clients, storage).await?;
     let work = workload(&WorkloadInput { shape, training: &project.training, dataset: &manifest });
     let table =
@@ -123,6 +119,14 @@ async fn write(uri: &S3Uri, plan: Plan, replace: bool, clients: &Clients) -> Res
         PutOnce::Written => Ok(plan),
         PutOnce::Existed => Ok(clients.s3.get_json(uri).await?.unwrap_or(plan)),
     }
+}
+
+async fn manifest(input: &PlanTrainingInput, clients: &Clients, storage: &Storage) -> Result<DatasetManifest, Failure> {
+    let dataset = S3Uri::new(&storage.workspace_bucket, workspace::dataset(&input.project, &input.dataset));
+    clients.s3.get_json(&dataset.join("manifest.json")).await?.ok_or_else(|| {
+        let message = format!("the manifest of {} is missing; start the pipeline again", input.dataset);
+        Failure::new(ErrorName::NotFound, message)
+    })
 }
 
 async fn model_shape(base: &BaseModel, clients: &Clients, storage: &Storage) -> Result<ModelShape, Failure> {
