@@ -2,7 +2,7 @@
 
     python tests/parity/make-adapter-goldens.py    (versions: requirements.txt; after make-goldens.py, whose model gqa-tied it reads)
 
-The Rust tests crates/training/tests/adapter_parity.rs and crates/model/tests/adapter_parity.rs read them. Everything is seeded;
+The Rust tests crates/training/tests/parity.rs and crates/model/tests/adapter_parity.rs read them. Everything is seeded;
 the files are random numbers made by this script and carry the licence of this repository.
 
 goldens/adapters/<method>/  settings.json (batches, losses, norms, learning rates, and for AdaLoRA the orthogonality term and

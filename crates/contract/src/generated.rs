@@ -73,7 +73,7 @@ fn the_configuration_page_is_fresh() {
     let mut out = String::from(
         "# project.toml\n\n\
          Upload it as `<project>/project.toml` beside the documents. Every key has a default except the budget; unknown keys are\n\
-         refused with the key, the line and what to write instead. This page is generated from `crates/contract/src/settings.rs`;\n\
+         refused with the key, the line and what to write instead. This page is generated from `crates/contract/src/settings/`;\n\
          editors can check the file against [`schemas/project.schema.json`](schemas/project.schema.json).\n\n\
          | key | type | default | meaning |\n|---|---|---|---|\n",
     );

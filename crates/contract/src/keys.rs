@@ -188,8 +188,8 @@ pub mod workspace {
         format!("projects/{project}/indexes/{id}/")
     }
 
-    /// Folder of a run, ending in `/`: `plan.json job/ metrics.jsonl checkpoints/{step}/ adapter/ evaluation.json
-    /// reference-logits.json report.html serve.json deployment.json`.
+    /// Folder of a run, ending in `/`: `plan.json attempts/{attempt}.json metrics.jsonl tensorboard/ checkpoints/{step}/
+    /// adapter/ evaluation.json reference-logits.json report.html serve.json deployment.json`.
     #[must_use]
     pub fn run(project: &ProjectId, id: &RunId) -> String {
         format!("projects/{project}/runs/{id}/")

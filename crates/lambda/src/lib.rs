@@ -9,9 +9,11 @@ mod clock;
 mod environment;
 mod metric;
 mod run;
+mod storage;
 
 pub use batch::{BatchAnswer, SqsBatch, SqsMessage, each_message};
 pub use clock::now;
 pub use environment::{Environment, SettingError};
 pub use metric::{Metric, Unit, metric_line, publish_metrics};
 pub use run::{RunError, run};
+pub use storage::Storage;

@@ -3,74 +3,36 @@
 // helpers of a test may unwrap as the test itself may
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::path::PathBuf;
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use common::{compare_logits, goldens, largest_difference, logits, merged, tensors, token_ids};
+use safetensors::SafeTensors;
 use tunesmith_model::rng::Rng;
 use tunesmith_model::{
     Adapter, AdapterConfig, Batch, Decoder, IGNORE, LoraConfig, Method, ModelError, Recompute, peft,
 };
 
 fn golden(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens/architectures").join(path)
-}
-
-fn tensors(path: &str) -> BTreeMap<String, Vec<f32>> {
-    let bytes = std::fs::read(golden(path)).unwrap();
-    let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    tensors.tensors().into_iter().map(|(name, view)| (name, values(view.data()))).collect()
-}
-
-fn largest_difference(got: &[f32], wanted: &[f32]) -> f32 {
-    assert_eq!(got.len(), wanted.len());
-    got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
-/// Logits of three sequences, whole within 1e-4, and token by token through the cache within 1e-5 of the whole, relative to the
-/// largest logit.
-fn compare_logits(model: &Decoder, adapter: Option<&Adapter>, path: &str) {
-    let golden = tensors(path);
-    for index in 0..3 {
-        let ids: Vec<u32> = golden[&format!("ids.{index}")].iter().map(|id| *id as u32).collect();
-        let wanted = &golden[&format!("logits.{index}")];
-        let got = model.logits(&ids, adapter).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let difference = largest_difference(&got, wanted);
-        let spread = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        println!("{path} sequence {index}: largest difference {difference:e}, largest logit {spread}");
-        assert!(spread > 1.0, "a golden of near-zero logits proves nothing");
-        assert!(difference <= 1e-4, "{path} sequence {index}: {difference}");
-
-        let mut cache = model.new_cache();
-        let cut = ids.len().div_ceil(3);
-        let width = model.config().vocab_size;
-        let mut last = model.advance(&mut cache, &ids[..cut], adapter).unwrap();
-        for row in cut..ids.len() {
-            last = model.advance(&mut cache, &ids[row..=row], adapter).unwrap();
-            let difference = largest_difference(&last, &got[row * width..(row + 1) * width]) / spread;
-            assert!(difference <= 1e-5, "{path} sequence {index} row {row} through the cache: {difference}");
-        }
-        assert!(largest_difference(&last, &got[got.len() - width..]) <= 1e-5 * spread);
-    }
+    goldens("architectures").join(path)
 }
 
 /// Logits of the base and of an adapter that `peft` wrote; the gradient of every adapter tensor, relative to its largest value.
 fn compare(name: &str, with_lora: bool) {
     let model = Decoder::load(&golden(name)).unwrap();
-    compare_logits(&model, None, &format!("{name}/logits.safetensors"));
+    compare_logits(&model, None, &golden(name).join("logits.safetensors"));
     if !with_lora {
         return;
     }
     let adapter = peft::load(&golden(&format!("{name}/lora")), model.config()).unwrap();
-    compare_logits(&model, Some(&adapter), &format!("{name}/lora/adapted.safetensors"));
+    compare_logits(&model, Some(&adapter), &golden(name).join("lora/adapted.safetensors"));
 
-    let wanted = tensors(&format!("{name}/lora/gradients.safetensors"));
+    let wanted = tensors(&golden(name).join("lora/gradients.safetensors"));
     let joined = |what: &str| [wanted[&format!("{what}.0")].clone(), wanted[&format!("{what}.1")].clone()];
     let ids = joined("ids");
     let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let ids: Vec<u32> = ids.concat().into_iter().map(|id| id as u32).collect();
+    let ids = token_ids(&ids.concat());
     let targets = joined("targets").concat();
     let targets = targets.into_iter().map(|target| if target < 0.0 { IGNORE } else { target as u32 }).collect();
     let batch = Batch::new(ids, targets, lengths).unwrap();
@@ -165,37 +127,8 @@ fn gpt2_as_the_hub_has_it_without_the_name_of_the_body_and_with_buffers() {
     let bare = views.into_iter().map(|(name, view)| (name.trim_start_matches("transformer.").to_owned(), view));
     safetensors::serialize_to_file(bare, None, &folder.path().join("model.safetensors")).unwrap();
     std::fs::copy(golden("gpt2/config.json"), folder.path().join("config.json")).unwrap();
-    let logits = |folder: &std::path::Path| {
-        Decoder::load(folder).unwrap().logits(&[5, 3, 60], None).unwrap().to_vec2::<f32>().unwrap()
-    };
-    assert_eq!(logits(folder.path()), logits(&golden("gpt2")));
-}
-
-/// The golden `name` with the adapter written into its weights, as `trainer export` does; with `bare` under the names of the hub.
-fn merged(name: &str, adapter: &Adapter, bare: bool) -> Decoder {
-    let folder = tempfile::tempdir().unwrap();
-    let bytes = std::fs::read(golden(name).join("model.safetensors")).unwrap();
-    let (mut stored, mut merges) = (Vec::new(), adapter.merges());
-    for (tensor, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
-        assert_eq!(view.dtype(), Dtype::F32, "{name} {tensor}");
-        let tensor = if bare { tensor.trim_start_matches("transformer.").to_owned() } else { tensor };
-        let mut values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        if let Some(merge) = merges.take(&tensor) {
-            merge.apply(view.shape(), &mut values).unwrap();
-        }
-        stored.push((
-            tensor,
-            view.shape().to_vec(),
-            values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>(),
-        ));
-    }
-    merges.finish().unwrap();
-    let views = stored
-        .iter()
-        .map(|(tensor, shape, bytes)| (tensor, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
-    std::fs::copy(golden(name).join("config.json"), folder.path().join("config.json")).unwrap();
-    Decoder::load(folder.path()).unwrap()
+    let of = |folder: &std::path::Path| logits(&Decoder::load(folder).unwrap(), &[5, 3, 60], None);
+    assert_eq!(of(folder.path()), of(&golden("gpt2")));
 }
 
 #[test]
@@ -211,12 +144,14 @@ fn adapters_merge_into_fused_transposed_and_biased_projections() {
             let mut adapter = Adapter::new(config, &model, 1).unwrap();
             let mut rng = Rng::new(2, 2);
             adapter.update(|_, values| values.iter_mut().for_each(|v| *v += (rng.uniform() - 0.5) * 0.2)).unwrap();
-            let logits = |model: &Decoder, adapter| {
-                model.logits(&[5, 3, 60, 2, 9], adapter).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
-            };
-            let wanted = logits(&model, Some(&adapter));
-            assert!(largest_difference(&logits(&model, None), &wanted) > 1e-2, "{name} {method} changes nothing");
-            let difference = largest_difference(&logits(&merged(name, &adapter, bare), None), &wanted);
+            let ids = [5, 3, 60, 2, 9];
+            let wanted = logits(&model, &ids, Some(&adapter));
+            assert!(largest_difference(&logits(&model, &ids, None), &wanted) > 1e-2, "{name} {method} changes nothing");
+            let merged = merged(&golden(name), &adapter, |tensor| match bare {
+                true => tensor.trim_start_matches("transformer.").to_owned(),
+                false => tensor.to_owned(),
+            });
+            let difference = largest_difference(&logits(&merged, &ids, None), &wanted);
             assert!(difference <= 1e-4, "{name} {method}: {difference}");
         }
     }

@@ -3,49 +3,17 @@
 // helpers of a test may unwrap as the test itself may
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::path::PathBuf;
+mod common;
 
-use safetensors::SafeTensors;
+use common::{compare_logits, goldens};
 use serde::Deserialize;
 use tunesmith_model::chat::encode_conversation;
 use tunesmith_model::{Decoder, GenerationPrompt, Message, Tokenizer, encode_prompt, peft};
 
-fn goldens(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
-}
-
-/// Logits of three sequences; the largest absolute difference must stay below 1e-4.
 fn compare(folder: &str, file: &str, adapter_folder_opt: Option<&str>) {
     let model = Decoder::load(&goldens(folder)).unwrap();
     let adapter = adapter_folder_opt.map(|folder| peft::load(&goldens(folder), model.config()).unwrap());
-    let bytes = std::fs::read(goldens(folder).join(file)).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let read = |name: String| -> Vec<f32> {
-        let data = tensors.tensor(&name).unwrap().data().to_vec();
-        data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    };
-    for index in 0..3 {
-        let ids: Vec<u32> = read(format!("ids.{index}")).into_iter().map(|id| id as u32).collect();
-        let wanted = read(format!("logits.{index}"));
-        let got = model.logits(&ids, adapter.as_ref()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let largest = got.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-        let spread = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        assert_eq!(got.len(), wanted.len());
-        assert!(spread > 1.0, "a golden of near-zero logits proves nothing");
-        println!("{folder}/{file} sequence {index}: largest difference {largest:e}, largest logit {spread}");
-        assert!(largest <= 1e-4, "{folder} sequence {index}: {largest}");
-
-        // the same through the cache, prompt and single tokens
-        let mut cache = model.new_cache();
-        let cut = ids.len().div_ceil(2);
-        let mut last = model.advance(&mut cache, &ids[..cut], adapter.as_ref()).unwrap();
-        for id in &ids[cut..] {
-            last = model.advance(&mut cache, &[*id], adapter.as_ref()).unwrap();
-        }
-        let wanted = &wanted[wanted.len() - last.len()..];
-        let largest = last.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-        assert!(largest <= 1e-4, "{folder} sequence {index} through the cache: {largest}");
-    }
+    compare_logits(&model, adapter.as_ref(), &goldens(folder).join(file));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::goldens;
+use common::{floats, goldens, relative_difference};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use tunesmith_training::adamw::{AdamW, Moments};
@@ -43,8 +43,7 @@ fn every_schedule_equals_transformers() {
 }
 
 fn f32s(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
-    let data = tensors.tensor(name).unwrap().data().to_vec();
-    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    floats(tensors.tensor(name).unwrap().data())
 }
 
 /// How many codes differ; none may be further than its neighbour.
@@ -55,9 +54,7 @@ fn differing(got: &[u8], wanted: &[u8]) -> usize {
 }
 
 fn close(got: &[f32], wanted: &[f32], tolerance: f32, what: &str) {
-    assert_eq!(got.len(), wanted.len());
-    let largest = wanted.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-    let worst = got.iter().zip(wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / largest;
+    let worst = relative_difference(got, wanted);
     println!("{what}: largest difference {worst:e}");
     assert!(worst <= tolerance, "{what}: {worst}");
 }

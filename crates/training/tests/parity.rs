@@ -1,22 +1,27 @@
-//! Ten LoRA steps equal PyTorch with `peft`: losses, gradients and every trained tensor. Goldens:
-//! `tests/parity/make-goldens.py`.
+//! Ten steps of every adapter method equal PyTorch with `peft`: losses, gradients, norms, every trained tensor, AdaLoRA's ranks.
+//! Goldens: `tests/parity/make-goldens.py` (LoRA), `tests/parity/make-adapter-goldens.py` (the other methods).
 
 // helpers of a test may unwrap as the test itself may
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
 
-use safetensors::SafeTensors;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::{Tensors, goldens, relative_difference, tensors};
 use serde::Deserialize;
-use tunesmith_model::{Adapter, Decoder, peft};
+use tunesmith_model::{Adapter, Batch, Decoder, RankAllocator, peft};
 use tunesmith_training::adamw::AdamW;
 use tunesmith_training::schedule::Schedule;
 use tunesmith_training::step::accumulate;
-use tunesmith_training::{Dataset, Decay, Sequence, TrainingConfig, clip};
+use tunesmith_training::{Dataset, Decay, Sequence, TrainingConfig, clip, loraplus};
 
+const TOLERANCE: f32 = 1e-4;
+
+/// What PyTorch was given, and what it saw at each step.
 #[derive(Deserialize)]
-struct Settings {
+struct Golden {
     steps: usize,
     learning_rate: f64,
     weight_decay: f64,
@@ -25,10 +30,15 @@ struct Settings {
     epsilon: f64,
     warmup_ratio: f64,
     clip_norm: f64,
+    loraplus_lr_ratio: Option<f64>,
     batches: Vec<Vec<Vec<Tokens>>>,
     losses: Vec<f64>,
     grad_norms: Vec<f64>,
     learning_rates: Vec<f64>,
+    #[serde(default)]
+    regularisers: Vec<f64>,
+    #[serde(default)]
+    ranks: Vec<BTreeMap<String, Vec<u8>>>,
 }
 
 #[derive(Deserialize)]
@@ -37,15 +47,25 @@ struct Tokens {
     counted: Vec<bool>,
 }
 
-fn goldens(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
-}
+impl Golden {
+    fn config(&self) -> TrainingConfig {
+        TrainingConfig {
+            weight_decay: self.weight_decay,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            ..TrainingConfig::default()
+        }
+    }
 
-fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
-    let bytes = std::fs::read(path).unwrap();
-    let floats = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    let parsed = SafeTensors::deserialize(&bytes).unwrap();
-    parsed.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
+    fn batches(&self, step: usize) -> Vec<Batch> {
+        let sequence = |t: &Tokens| Sequence { ids: t.ids.clone(), counted: t.counted.clone(), example: 0 };
+        let batch = |tokens: &Vec<Tokens>| {
+            let data = Dataset::from_sequences(tokens.iter().map(sequence).collect()).unwrap();
+            data.batch(&(0..tokens.len()).collect::<Vec<_>>()).unwrap()
+        };
+        self.batches[step].iter().map(batch).collect()
+    }
 }
 
 fn values(adapter: &Adapter) -> Vec<(String, Vec<f32>)> {
@@ -53,83 +73,117 @@ fn values(adapter: &Adapter) -> Vec<(String, Vec<f32>)> {
     adapter.parameters().into_iter().map(|(name, t)| (format!("base_model.model.{name}"), flat(t))).collect()
 }
 
-/// Largest absolute difference over the largest value.
-fn difference(got: &[f32], wanted: &[f32]) -> f32 {
-    assert_eq!(got.len(), wanted.len());
-    let largest = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    assert!(largest > 0.0, "a golden of zeros proves nothing");
-    got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max) / largest
+/// Compares every tensor; returns the largest difference.
+fn compare(what: &str, got: &[(String, Vec<f32>)], wanted: &Tensors) -> f32 {
+    assert_eq!(got.len(), wanted.len(), "{what}");
+    got.iter().fold(0.0f32, |worst, (name, values)| {
+        // gradients are stored under the names of the model, which has no `.weight` after DoRA's magnitude
+        let wanted = wanted.get(name).or_else(|| wanted.get(&format!("{name}.weight")));
+        let difference = relative_difference(values, &wanted.unwrap_or_else(|| panic!("no golden of {name}")).1);
+        assert!(difference <= TOLERANCE, "{what} {name}: {difference:e}");
+        worst.max(difference)
+    })
 }
 
-fn ten_steps(name: &str) {
-    let folder = goldens(name);
-    let settings: Settings =
-        serde_json::from_slice(&std::fs::read(folder.join("train/settings.json")).unwrap()).unwrap();
-    let model = Decoder::load(&folder).unwrap();
-    let mut adapter = peft::load(&folder.join("train/init"), model.config()).unwrap();
+/// What we write is what `peft` writes: the same names, shapes and values. Returns the largest difference.
+fn compare_written(adapter: &Adapter, wanted: &Tensors) -> f32 {
+    let folder = tempfile::tempdir().unwrap();
+    peft::save(&adapter.pruned().unwrap(), folder.path(), "gqa-tied").unwrap();
+    let written = tensors(&folder.path().join(peft::WEIGHTS_FILE));
+    let shapes =
+        |tensors: &Tensors| tensors.iter().map(|(n, (shape, _))| (n.clone(), shape.clone())).collect::<Vec<_>>();
+    assert_eq!(shapes(&written), shapes(wanted));
+    let written: Vec<_> = written.into_iter().map(|(name, (_, values))| (name, values)).collect();
+    compare("written", &written, wanted)
+}
+
+fn ten_steps(base: &str, folder: &Path) {
+    let name = folder.strip_prefix(goldens("")).unwrap().display();
+    let golden: Golden = serde_json::from_slice(&std::fs::read(folder.join("settings.json")).unwrap()).unwrap();
+    let model = Decoder::load(&goldens(base)).unwrap();
+    let mut adapter = peft::load(&folder.join("init"), model.config()).unwrap();
     let start = adapter.snapshot().unwrap();
-    let config = TrainingConfig {
-        weight_decay: settings.weight_decay,
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        epsilon: settings.epsilon,
-        ..TrainingConfig::default()
-    };
-    let schedule = Schedule::new(Decay::Cosine, settings.learning_rate, settings.warmup_ratio, settings.steps);
+    let config = golden.config();
+    let schedule = Schedule::new(Decay::Cosine, golden.learning_rate, golden.warmup_ratio, golden.steps);
     let lengths: Vec<usize> = values(&adapter).iter().map(|(_, values)| values.len()).collect();
-    let mut optimizer = AdamW::new(&lengths);
-    for step in 0..settings.steps {
-        let batches: Vec<_> = settings.batches[step]
-            .iter()
-            .map(|batch| {
-                let sequence = |t: &Tokens| Sequence { ids: t.ids.clone(), counted: t.counted.clone(), example: 0 };
-                let data = Dataset::from_sequences(batch.iter().map(sequence).collect()).unwrap();
-                data.batch(&(0..batch.len()).collect::<Vec<_>>()).unwrap()
-            })
-            .collect();
-        let mut result = accumulate(&model, &adapter, &batches).unwrap();
-        let relative = (result.loss / settings.losses[step] - 1.0).abs();
-        println!("{name} step {step}: loss {} relative difference {relative:e}", result.loss);
-        assert!(relative <= 1e-4, "{name} step {step}: loss {} wanted {}", result.loss, settings.losses[step]);
+    let (mut optimizer, fast) = (AdamW::new(&lengths), loraplus::fast(&adapter));
+    let mut ranks = RankAllocator::new(&adapter);
+    let mut worst_loss = 0.0f64;
+    for step in 0..golden.steps {
+        let mut result = accumulate(&model, &adapter, &golden.batches(step)).unwrap();
+        let regulariser = adapter.regularise(&mut result.gradients).unwrap();
+        let relative = (result.loss / golden.losses[step] - 1.0).abs();
+        worst_loss = worst_loss.max(relative);
+        assert!(relative <= 1e-4, "{name} step {step}: loss {} wanted {}", result.loss, golden.losses[step]);
+        if let Some(wanted) = golden.regularisers.get(step) {
+            assert!((regulariser / wanted - 1.0).abs() <= 1e-4, "{name} step {step}: {regulariser} wanted {wanted}");
+        }
         if step == 0 {
-            let wanted = tensors(&folder.join("train/gradients.safetensors"));
-            assert_eq!(wanted.len(), result.gradients.len());
-            let mut worst = 0.0f32;
-            for ((name, _), gradient) in values(&adapter).iter().zip(&result.gradients) {
-                let difference = difference(gradient, &wanted[name]);
-                worst = worst.max(difference);
-                assert!(difference <= 1e-4, "gradient of {name}: {difference}");
-            }
+            let gradients: Vec<_> =
+                values(&adapter).into_iter().map(|(name, _)| name).zip(result.gradients.clone()).collect();
+            assert!(gradients.iter().all(|(_, gradient)| gradient.iter().any(|g| *g != 0.0)), "a gradient of zeros");
+            let worst = compare("gradient of", &gradients, &tensors(&folder.join("gradients.safetensors")));
             println!("{name}: largest relative difference of a gradient {worst:e}");
         }
-        let norm = clip::clip(&mut result.gradients, settings.clip_norm);
-        assert!((norm / settings.grad_norms[step] - 1.0).abs() <= 1e-4, "{name} step {step}: norm {norm}");
+        let norm = clip::clip(&mut result.gradients, golden.clip_norm);
+        assert!((norm / golden.grad_norms[step] - 1.0).abs() <= 1e-4, "{name} step {step}: norm {norm}");
         let learning_rate = schedule.learning_rate(step);
-        assert!((learning_rate - settings.learning_rates[step]).abs() <= 1e-12);
-        let update = optimizer.begin(&config, learning_rate);
+        assert!((learning_rate - golden.learning_rates[step]).abs() <= 1e-12);
+        let slow = optimizer.begin(&config, learning_rate);
+        let quick = optimizer.at(&config, learning_rate * golden.loraplus_lr_ratio.unwrap_or(1.0));
         adapter
-            .update(|index, values| optimizer.apply(update, index, values, &result.gradients[index]).unwrap())
+            .update(|index, values| {
+                let update = if fast[index] { quick } else { slow };
+                optimizer.apply(update, index, values, &result.gradients[index]).unwrap();
+            })
             .unwrap();
+        if let Some(ranks) = &mut ranks {
+            ranks.after_step(step + 1, &mut adapter, &result.gradients).unwrap();
+            for (name, values) in values(&adapter).iter().filter(|(name, _)| name.ends_with("lora_E")) {
+                let alive: Vec<u8> = values.iter().map(|value| u8::from(*value != 0.0)).collect();
+                assert_eq!(alive, golden.ranks[step][name], "ranks of {name} after step {}", step + 1);
+            }
+        }
     }
-    assert!(settings.grad_norms.iter().any(|norm| *norm > settings.clip_norm), "clipping must have acted");
-    let wanted = tensors(&folder.join("train/final/adapter_model.safetensors"));
-    assert_eq!(wanted.len(), lengths.len());
-    let mut worst = 0.0f32;
+    assert!(golden.grad_norms.iter().any(|norm| *norm > golden.clip_norm), "clipping must have acted");
     for ((name, got), (_, before)) in values(&adapter).iter().zip(values(&start)) {
-        let difference = difference(got, &wanted[name]);
-        worst = worst.max(difference);
-        assert!(difference <= 1e-4, "{name} after training: {difference}");
         assert_ne!(*got, before, "{name} did not move");
     }
-    println!("{name}: largest relative difference of a trained tensor {worst:e}");
+    // AdaLoRA's ranks that were taken away are not in what peft writes
+    let whole = folder.join("final.safetensors");
+    if whole.exists() {
+        compare("after training", &values(&adapter), &tensors(&whole));
+    }
+    let worst = compare_written(&adapter, &tensors(&folder.join("final/adapter_model.safetensors")));
+    println!("{name}: largest relative difference of a loss {worst_loss:e}, of a trained tensor {worst:e}");
 }
 
 #[test]
 fn ten_steps_equal_peft_on_all_seven_projections() {
-    ten_steps("gqa-tied");
+    ten_steps("gqa-tied", &goldens("gqa-tied/train"));
 }
 
 #[test]
 fn ten_steps_equal_peft_with_rslora_on_three_projections() {
-    ten_steps("llama3-untied");
+    ten_steps("llama3-untied", &goldens("llama3-untied/train"));
+}
+
+#[test]
+fn ten_steps_of_dora_equal_peft() {
+    ten_steps("gqa-tied", &goldens("adapters/dora"));
+}
+
+#[test]
+fn ten_steps_of_loraplus_with_dora_and_rslora_equal_peft() {
+    ten_steps("gqa-tied", &goldens("adapters/loraplus"));
+}
+
+#[test]
+fn ten_steps_of_adalora_equal_peft_with_orthogonality_importance_and_budget() {
+    ten_steps("gqa-tied", &goldens("adapters/adalora"));
+}
+
+#[test]
+fn ten_steps_of_ia3_equal_peft() {
+    ten_steps("gqa-tied", &goldens("adapters/ia3"));
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use tunesmith_aws::{
     dynamodb::Table,
     s3::S3,
-    sagemaker::{EndpointStatus, Hosting, NewEndpointConfig, NewModel, Rollout, SageMaker},
+    sagemaker::{Endpoint, EndpointStatus, Hosting, NewEndpointConfig, NewModel, Rollout, SageMaker},
     sns::Topic,
 };
 use tunesmith_budget::{EndpointPrice, PriceTable};
@@ -100,17 +100,31 @@ async fn deploy(
     settings: &Settings,
     now: UnixTime,
 ) -> Result<Deployment, Failure> {
-    let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&plan.project, &plan.run));
     let endpoint = clients.sagemaker.describe_endpoint(&names::endpoint(&plan.project)).await?;
     let current = endpoint.as_ref().filter(|e| e.status != EndpointStatus::Failed).map(|e| e.config.as_str());
     let deployment = names::deployment(&plan.project, &plan.run, current, recorded.as_ref());
+    create_config(plan, &deployment, clients, settings).await?;
 
+    // The way back is recorded before the endpoint changes.
+    let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&plan.project, &plan.run));
+    clients.s3.put_json(&folder.join("deployment.json"), &deployment).await?;
+    clients.table.put(&ItemKey::endpoint(&deployment.endpoint), &meter(plan, &deployment, now)?).await?;
+    change_endpoint(plan, &deployment, endpoint, recorded.as_ref(), clients).await?;
+    tracing::info!(run = %plan.run, endpoint = deployment.endpoint, config = deployment.config,
+        previous = deployment.previous_config, "deploying");
+    Ok(deployment)
+}
+
+/// Creates the model and the configuration of the run, unless they are there already.
+async fn create_config(
+    plan: &Plan,
+    deployment: &Deployment,
+    clients: &Clients,
+    settings: &Settings,
+) -> Result<(), Failure> {
+    let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&plan.project, &plan.run));
     let serve_uri = folder.join("serve.json");
     clients.s3.put_json(&serve_uri, &serve_job(plan, settings, clients).await?).await?;
-    let tags = BTreeMap::from([
-        ("tunesmith:project".to_owned(), plan.project.to_string()),
-        ("tunesmith:run".to_owned(), plan.run.to_string()),
-    ]);
     let environment = BTreeMap::from([
         ("TUNESMITH_SERVE_JOB".to_owned(), serve_uri.to_string()),
         ("AWS_REGION".to_owned(), settings.region.clone()),
@@ -120,23 +134,37 @@ async fn deploy(
         image: settings.trainer_image.clone(),
         role_arn: settings.endpoint_role_arn.clone(),
         environment,
-        tags: tags.clone(),
+        tags: tags(plan),
     };
     let config = NewEndpointConfig {
         name: deployment.config.clone(),
         model: deployment.model.clone(),
         hosting: hosting(&plan.settings.serving),
-        tags: tags.clone(),
+        tags: tags(plan),
     };
     clients.sagemaker.create_model(&model).await?;
     clients.sagemaker.create_endpoint_config(&config).await?;
-    // The way back is recorded before the endpoint changes.
-    clients.s3.put_json(&folder.join("deployment.json"), &deployment).await?;
-    clients.table.put(&ItemKey::endpoint(&deployment.endpoint), &meter(plan, &deployment, now)?).await?;
+    Ok(())
+}
 
+fn tags(plan: &Plan) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("tunesmith:project".to_owned(), plan.project.to_string()),
+        ("tunesmith:run".to_owned(), plan.run.to_string()),
+    ])
+}
+
+/// Creates the endpoint, or changes it over to the deployment's configuration.
+async fn change_endpoint(
+    plan: &Plan,
+    deployment: &Deployment,
+    endpoint: Option<Endpoint>,
+    recorded: Option<&Deployment>,
+    clients: &Clients,
+) -> Result<(), Failure> {
     match endpoint {
         None => {
-            clients.sagemaker.create_endpoint(&deployment.endpoint, &deployment.config, &tags).await?;
+            clients.sagemaker.create_endpoint(&deployment.endpoint, &deployment.config, &tags(plan)).await?;
         }
         Some(found) => match found.status {
             EndpointStatus::InService if found.config == deployment.config => {}
@@ -145,7 +173,7 @@ async fn deploy(
                 clients.sagemaker.update_endpoint(&deployment.endpoint, &deployment.config, &rollout).await?;
             }
             // Our own change, started by an earlier call of this same deployment.
-            EndpointStatus::Changing if recorded.as_ref() == Some(&deployment) => {}
+            EndpointStatus::Changing if recorded == Some(deployment) => {}
             EndpointStatus::Changing => {
                 return Err(Failure::new(
                     ErrorName::EndpointNotReady,
@@ -161,9 +189,7 @@ async fn deploy(
             }
         },
     }
-    tracing::info!(run = %plan.run, endpoint = deployment.endpoint, config = deployment.config,
-        previous = deployment.previous_config, "deploying");
-    Ok(deployment)
+    Ok(())
 }
 
 async fn serve_job(plan: &Plan, settings: &Settings, clients: &Clients) -> Result<ServeJob, Failure> {

@@ -29,7 +29,7 @@ use tunesmith_contract::{
     plan::Plan,
     tasks::{GuardAction, GuardBudgetEvent, GuardBudgetInput, GuardOutcome, GuardedBudget, ReclaimedBudgets},
 };
-use tunesmith_lambda::{Environment, Metric, SettingError, Unit, publish_metrics};
+use tunesmith_lambda::{Environment, Metric, SettingError, Storage, Unit, publish_metrics};
 
 /// Readings of the same items by others fail a transaction; with eight pipelines at once the last one succeeds at its
 /// eighth try.
@@ -51,12 +51,8 @@ pub struct Clients {
 /// What the CDK sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Name of the table.
-    pub table: String,
-    /// Bucket of uploads.
-    pub documents_bucket: String,
-    /// Bucket of plans.
-    pub workspace_bucket: String,
+    /// Table and buckets.
+    pub storage: Storage,
     /// Topic of mails to owners.
     pub notifications_topic_arn: String,
     /// What all projects together may spend in a month.
@@ -70,9 +66,7 @@ impl Settings {
     /// [`SettingError`] with the variable's name.
     pub fn from_environment(environment: &Environment) -> Result<Self, SettingError> {
         Ok(Self {
-            table: environment.text("TABLE")?,
-            documents_bucket: environment.text("DOCUMENTS_BUCKET")?,
-            workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
+            storage: Storage::from_environment(environment)?,
             notifications_topic_arn: environment.text("NOTIFICATIONS_TOPIC_ARN")?,
             account_limit: Usd::from_micros(environment.parsed_or("ACCOUNT_MONTHLY_CAP_MICROS", 500_000_000)?),
         })
@@ -146,7 +140,7 @@ async fn reserve(
     settings: &Settings,
     now: UnixTime,
 ) -> Result<GuardedBudget, Failure> {
-    let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&input.project, &input.run));
+    let folder = S3Uri::new(&settings.storage.workspace_bucket, workspace::run(&input.project, &input.run));
     let plan: Plan = clients.s3.get_json(&folder.join("plan.json")).await?.ok_or_else(|| {
         Failure::new(ErrorName::NotFound, format!("the plan of {} is missing; start the pipeline again", input.run))
     })?;
@@ -251,12 +245,8 @@ async fn read(project: &ProjectId, run: &RunId, month: &str, clients: &Clients) 
 
 /// The limit as `project.toml` says now: a raised limit lets the next run in, a lowered one holds at once.
 async fn project_limit(project: &ProjectId, clients: &Clients, settings: &Settings) -> Result<Usd, Failure> {
-    let uri = S3Uri::new(&settings.documents_bucket, uploads::settings(project));
-    let parsed = match clients.s3.get_text(&uri).await? {
-        Some(text) => ProjectSettings::from_toml(&text)
-            .map_err(|error| Failure::new(ErrorName::SettingsInvalid, error.to_string()))?,
-        None => ProjectSettings::default(),
-    };
+    let uri = S3Uri::new(&settings.storage.documents_bucket, uploads::settings(project));
+    let parsed = ProjectSettings::of_upload(clients.s3.get_text(&uri).await?.as_deref())?;
     parsed.monthly_limit().ok_or_else(|| {
         Failure::new(
             ErrorName::BudgetMissing,

@@ -12,7 +12,7 @@ async fn main() -> Result<(), RunError> {
             let config = tunesmith_aws::config().await;
             let clients = Clients {
                 s3: S3::new(&config),
-                table: Table::new(&config, &settings.table),
+                table: Table::new(&config, &settings.storage.table),
                 step_functions: StepFunctions::new(&config),
                 notifications: Topic::new(&config, &settings.notifications_topic_arn),
             };

@@ -25,7 +25,7 @@ use tunesmith_contract::{
 };
 use tunesmith_documents::{Limits, quarantine_record, read_document};
 use tunesmith_lambda::{
-    BatchAnswer, Environment, Metric, SettingError, SqsBatch, SqsMessage, Unit, each_message, publish_metrics,
+    BatchAnswer, Environment, Metric, SettingError, SqsBatch, SqsMessage, Storage, Unit, each_message, publish_metrics,
 };
 
 use crate::{
@@ -51,12 +51,8 @@ pub struct Clients {
 /// What the CDK sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Name of the table.
-    pub table: String,
-    /// Bucket of uploads.
-    pub documents_bucket: String,
-    /// Bucket of what the system makes.
-    pub workspace_bucket: String,
+    /// Table and buckets.
+    pub storage: Storage,
     /// Topic of mails to owners.
     pub notifications_topic_arn: String,
     /// The state machine `training-pipeline`.
@@ -76,9 +72,7 @@ impl Settings {
     /// [`SettingError`] with the variable's name.
     pub fn from_environment(environment: &Environment) -> Result<Self, SettingError> {
         Ok(Self {
-            table: environment.text("TABLE")?,
-            documents_bucket: environment.text("DOCUMENTS_BUCKET")?,
-            workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
+            storage: Storage::from_environment(environment)?,
             notifications_topic_arn: environment.text("NOTIFICATIONS_TOPIC_ARN")?,
             training_pipeline_arn: environment.text("TRAINING_PIPELINE_ARN")?,
             scheduler_role_arn: environment.text("SCHEDULER_ROLE_ARN")?,
@@ -124,14 +118,14 @@ async fn read(subject: &Subject, clients: &Clients, settings: &Settings, now: Un
             return Ok(());
         }
         Outcome::Extracted(document) => {
-            let uri = S3Uri::new(&settings.workspace_bucket, workspace::document(project, &document.id));
+            let uri = S3Uri::new(&settings.storage.workspace_bucket, workspace::document(project, &document.id));
             clients.s3.put_json(&uri, &document).await?;
             let sections = document.sections.len();
             tracing::info!(%project, path, document = %document.id, kind = ?document.kind, sections, "read");
             (document.id, SourceStatus::Extracted)
         }
         Outcome::Refused(record) => {
-            let uri = S3Uri::new(&settings.workspace_bucket, workspace::quarantine(project, &record.id));
+            let uri = S3Uri::new(&settings.storage.workspace_bucket, workspace::quarantine(project, &record.id));
             clients.s3.put_json(&uri, &record).await?;
             send(clients, &mail::quarantined(&record)).await?;
             tracing::warn!(%project, path, document = %record.id, reason = record.reason.name(), "refused");
@@ -214,7 +208,7 @@ async fn train(subject: &Subject, clients: &Clients, settings: &Settings) -> Res
 
 /// Training starts when the project has been quiet for as long as its settings say: each upload moves the start.
 async fn schedule(project: &ProjectId, clients: &Clients, settings: &Settings, now: UnixTime) -> Result<(), Failure> {
-    let minutes = match project_settings(project, &settings.documents_bucket, clients).await? {
+    let minutes = match project_settings(project, &settings.storage.documents_bucket, clients).await? {
         Ok(parsed) => parsed.data.quiet_minutes,
         // its owner was told when it was uploaded; a pipeline would stop at once
         Err(_) => 0,
@@ -243,8 +237,7 @@ async fn project_settings(
     clients: &Clients,
 ) -> Result<Result<ProjectSettings, SettingsError>, Failure> {
     let uri = S3Uri::new(bucket, uploads::settings(project));
-    let text = clients.s3.get_text(&uri).await?;
-    Ok(text.map_or_else(|| Ok(ProjectSettings::default()), |text| ProjectSettings::from_toml(&text)))
+    Ok(ProjectSettings::of_upload(clients.s3.get_text(&uri).await?.as_deref()))
 }
 
 /// Whether this event, or a later one of the same path, was dealt with before.

@@ -14,7 +14,7 @@ use tunesmith_aws::{
     s3::S3,
 };
 use tunesmith_contract::{
-    ErrorName, S3Uri, UnixTime,
+    ErrorName, S3Uri, Seconds, UnixTime,
     deployment::LiveRecord,
     error_name::Failure,
     job::{BaseSource, Control, Location, TrainJob},
@@ -142,16 +142,7 @@ async fn launch(
     for (index, machine) in attempt::candidates(launch.plan, launch.record).into_iter().enumerate() {
         let lease = attempt::lease(launch.record, machine, launch.attempt, &launch.input.task_token, launch.now);
         let longest = attempt::longest(launch.plan, lease.cap, machine.price_per_hour);
-        job.control = Some(Control {
-            attempt: launch.attempt.to_owned(),
-            task_token: launch.input.task_token.clone(),
-            table: settings.table.clone(),
-            price_per_hour: machine.price_per_hour,
-            cap: lease.cap,
-            max_time: longest,
-            launched_at: launch.now,
-            heartbeat_every: attempt::HEARTBEAT_EVERY,
-        });
+        job.control = Some(control(launch, settings, &lease, longest));
         // Lease and job exist before the machine does: whatever happens in between, sweep-resources knows of it.
         clients.s3.put_json(&job_uri, &job).await?;
         clients.table.put(&key, &lease).await?;
@@ -188,12 +179,25 @@ async fn launch(
             }
         }
     }
-    let lease: Option<Lease> = clients.table.get(&key).await?;
-    if let Some(lease) = lease {
+    if let Some(lease) = clients.table.get::<Lease>(&key).await? {
         clients.table.put(&key, &lease.closed_at(launch.now)).await?;
     }
     let name = if only_quota && !refused.is_empty() { ErrorName::QuotaExceeded } else { ErrorName::NoCapacity };
     Err(Failure::new(name, format!("no machine for {}: {}. {}", launch.plan.run, refused.join("; "), name.remedy())))
+}
+
+/// By what the trainer's machine is kept under control.
+fn control(launch: &Launch<'_>, settings: &Settings, lease: &Lease, max_time: Seconds) -> Control {
+    Control {
+        attempt: launch.attempt.to_owned(),
+        task_token: launch.input.task_token.clone(),
+        table: settings.table.clone(),
+        price_per_hour: lease.price_per_hour,
+        cap: lease.cap,
+        max_time,
+        launched_at: launch.now,
+        heartbeat_every: attempt::HEARTBEAT_EVERY,
+    }
 }
 
 async fn started(

@@ -19,7 +19,7 @@ use tunesmith_budget::{
     workload,
 };
 use tunesmith_contract::{
-    BaseModel, ErrorName, ProjectId, ProjectSettings, S3Uri, UnixTime,
+    BaseModel, ErrorName, ProjectSettings, S3Uri, UnixTime,
     documents::DatasetManifest,
     error_name::Failure,
     keys::{uploads, workspace},
@@ -28,7 +28,7 @@ use tunesmith_contract::{
     settings::Market,
     tasks::{PlanTrainingInput, PlannedTraining},
 };
-use tunesmith_lambda::{Environment, Metric, SettingError, Unit, publish_metrics};
+use tunesmith_lambda::{Metric, Storage, Unit, publish_metrics};
 
 /// A `config.json` has a few kilobytes.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -46,31 +46,6 @@ pub struct Clients {
     pub service_quotas: ServiceQuotas,
 }
 
-/// What the CDK sets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Name of the table.
-    pub table: String,
-    /// Bucket of uploads.
-    pub documents_bucket: String,
-    /// Bucket of what the system makes.
-    pub workspace_bucket: String,
-}
-
-impl Settings {
-    /// Reads the environment.
-    ///
-    /// # Errors
-    /// [`SettingError`] with the variable's name.
-    pub fn from_environment(environment: &Environment) -> Result<Self, SettingError> {
-        Ok(Self {
-            table: environment.text("TABLE")?,
-            documents_bucket: environment.text("DOCUMENTS_BUCKET")?,
-            workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
-        })
-    }
-}
-
 /// Plans a run.
 ///
 /// # Errors
@@ -79,15 +54,16 @@ impl Settings {
 pub async fn handle(
     input: PlanTrainingInput,
     clients: &Clients,
-    settings: &Settings,
+    storage: &Storage,
     now: UnixTime,
 ) -> Result<PlannedTraining, Failure> {
-    let project = project_settings(&input.project, clients, settings).await?;
+    let uploaded = S3Uri::new(&storage.documents_bucket, uploads::settings(&input.project));
+    let project = ProjectSettings::of_upload(clients.s3.get_text(&uploaded).await?.as_deref())?;
     decide::check_budget(&input.project, &project)?;
-    let base = project.base().map_err(|error| Failure::new(ErrorName::SettingsInvalid, error.to_string()))?;
+    let base = project.base()?;
     let run = decide::run_id(&input, &base, &project.training)?;
 
-    let uri = S3Uri::new(&settings.workspace_bucket, workspace::run(&input.project, &run)).join("plan.json");
+    let uri = S3Uri::new(&storage.workspace_bucket, workspace::run(&input.project, &run)).join("plan.json");
     let stored: Option<Plan> = clients.s3.get_json(&uri).await?;
     let record: Option<RunRecord> = clients.table.get(&ItemKey::run(&input.project, &run)).await?;
     if let Some(plan) = stored.as_ref().filter(|plan| decide::is_current(plan, &input, &project, record.as_ref())) {
@@ -95,12 +71,8 @@ pub async fn handle(
         return decide::answer(plan);
     }
 
-    let dataset = S3Uri::new(&settings.workspace_bucket, workspace::dataset(&input.project, &input.dataset));
-    let manifest: DatasetManifest = clients.s3.get_json(&dataset.join("manifest.json")).await?.ok_or_else(|| {
-        let message = format!("the manifest of {} is missing; start the pipeline again", input.dataset);
-        Failure::new(ErrorName::NotFound, message)
-    })?;
-    let shape = model_shape(&base, clients, settings).await?;
+    let manifest = manifest(&input, clients, storage).await?;
+    let shape = model_shape(&base, clients, storage).await?;
     let work = workload(&WorkloadInput { shape, training: &project.training, dataset: &manifest });
     let table =
         PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, format!("prices.json: {error}")))?;
@@ -149,21 +121,16 @@ async fn write(uri: &S3Uri, plan: Plan, replace: bool, clients: &Clients) -> Res
     }
 }
 
-async fn project_settings(
-    project: &ProjectId,
-    clients: &Clients,
-    settings: &Settings,
-) -> Result<ProjectSettings, Failure> {
-    let uri = S3Uri::new(&settings.documents_bucket, uploads::settings(project));
-    match clients.s3.get_text(&uri).await? {
-        Some(text) => ProjectSettings::from_toml(&text)
-            .map_err(|error| Failure::new(ErrorName::SettingsInvalid, error.to_string())),
-        None => Ok(ProjectSettings::default()),
-    }
+async fn manifest(input: &PlanTrainingInput, clients: &Clients, storage: &Storage) -> Result<DatasetManifest, Failure> {
+    let dataset = S3Uri::new(&storage.workspace_bucket, workspace::dataset(&input.project, &input.dataset));
+    clients.s3.get_json(&dataset.join("manifest.json")).await?.ok_or_else(|| {
+        let message = format!("the manifest of {} is missing; start the pipeline again", input.dataset);
+        Failure::new(ErrorName::NotFound, message)
+    })
 }
 
-async fn model_shape(base: &BaseModel, clients: &Clients, settings: &Settings) -> Result<ModelShape, Failure> {
-    let folder = S3Uri::new(&settings.workspace_bucket, workspace::model(base));
+async fn model_shape(base: &BaseModel, clients: &Clients, storage: &Storage) -> Result<ModelShape, Failure> {
+    let folder = S3Uri::new(&storage.workspace_bucket, workspace::model(base));
     match clients.s3.get(&folder.join("config.json"), CONFIG_LIMIT).await? {
         Fetched::Bytes(bytes) => decide::shape_of_config(base, &bytes),
         Fetched::Missing => decide::shape_of_name(base),

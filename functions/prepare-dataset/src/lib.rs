@@ -19,7 +19,7 @@ use tunesmith_contract::{
     tasks::{PrepareDatasetInput, PreparedDataset},
 };
 use tunesmith_documents::{DatasetError, DatasetPlan, DatasetReport, build_dataset, dataset_report};
-use tunesmith_lambda::{Environment, Metric, SettingError, Unit, publish_metrics};
+use tunesmith_lambda::{Metric, Storage, Unit, publish_metrics};
 
 /// Uploads are read within seconds; a queue that is behind by more than this has a problem that waiting does not solve.
 const WAIT: Duration = Duration::from_secs(120);
@@ -37,31 +37,6 @@ pub struct Clients {
     pub table: Table,
 }
 
-/// What the CDK sets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Name of the table.
-    pub table: String,
-    /// Bucket of uploads.
-    pub documents_bucket: String,
-    /// Bucket of what the system makes.
-    pub workspace_bucket: String,
-}
-
-impl Settings {
-    /// Reads the environment.
-    ///
-    /// # Errors
-    /// [`SettingError`] with the variable's name.
-    pub fn from_environment(environment: &Environment) -> Result<Self, SettingError> {
-        Ok(Self {
-            table: environment.text("TABLE")?,
-            documents_bucket: environment.text("DOCUMENTS_BUCKET")?,
-            workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
-        })
-    }
-}
-
 /// Prepares the dataset of everything the project holds now.
 ///
 /// # Errors
@@ -69,17 +44,18 @@ impl Settings {
 pub async fn handle(
     input: PrepareDatasetInput,
     clients: &Clients,
-    settings: &Settings,
+    storage: &Storage,
     now: UnixTime,
 ) -> Result<PreparedDataset, Failure> {
     let project = input.project;
-    let rules = project_settings(&project, clients, settings).await?;
-    let sources = settled_sources(&project, clients, settings).await?;
+    let uploaded = S3Uri::new(&storage.documents_bucket, uploads::settings(&project));
+    let rules = ProjectSettings::of_upload(clients.s3.get_text(&uploaded).await?.as_deref())?;
+    let sources = settled_sources(&project, clients, storage).await?;
     let chosen = sources::choose(&sources);
     let documents: Vec<ExtractedDocument> =
-        read(&chosen.documents, |id| workspace::document(&project, id), clients, settings).await?;
+        read(&chosen.documents, |id| workspace::document(&project, id), clients, storage).await?;
     let quarantine: Vec<QuarantineRecord> =
-        read(&chosen.quarantined, |id| workspace::quarantine(&project, id), clients, settings).await?;
+        read(&chosen.quarantined, |id| workspace::quarantine(&project, id), clients, storage).await?;
 
     let plan = DatasetPlan::new(&rules.data, &rules.training);
     let name = project.clone();
@@ -95,7 +71,7 @@ pub async fn handle(
         .map_err(|error| Failure::new(ErrorName::Internal, format!("building the dataset: {error}")))?
         .map_err(|error| failure(&error))?;
 
-    let folder = S3Uri::new(&settings.workspace_bucket, workspace::dataset(&project, &files.id));
+    let folder = S3Uri::new(&storage.workspace_bucket, workspace::dataset(&project, &files.id));
     for (name, bytes) in
         [("train.jsonl.zst", files.train), ("validation.jsonl.zst", files.validation), ("test.jsonl.zst", files.test)]
     {
@@ -119,9 +95,9 @@ pub async fn handle(
 async fn settled_sources(
     project: &ProjectId,
     clients: &Clients,
-    settings: &Settings,
+    storage: &Storage,
 ) -> Result<Vec<SourceRecord>, Failure> {
-    let folder = S3Uri::new(&settings.documents_bucket, format!("{project}/"));
+    let folder = S3Uri::new(&storage.documents_bucket, format!("{project}/"));
     let mut waited = Duration::ZERO;
     loop {
         let uploads = clients.s3.list(&folder).await?;
@@ -144,9 +120,9 @@ async fn read<T: serde::de::DeserializeOwned>(
     ids: &[DocumentId],
     key: impl Fn(&DocumentId) -> String,
     clients: &Clients,
-    settings: &Settings,
+    storage: &Storage,
 ) -> Result<Vec<T>, Failure> {
-    let uris: Vec<S3Uri> = ids.iter().map(|id| S3Uri::new(&settings.workspace_bucket, key(id))).collect();
+    let uris: Vec<S3Uri> = ids.iter().map(|id| S3Uri::new(&storage.workspace_bucket, key(id))).collect();
     futures::stream::iter(uris)
         .map(async |uri| {
             clients.s3.get_json(&uri).await?.ok_or_else(|| {
@@ -157,19 +133,6 @@ async fn read<T: serde::de::DeserializeOwned>(
         .buffered(READERS)
         .try_collect()
         .await
-}
-
-async fn project_settings(
-    project: &ProjectId,
-    clients: &Clients,
-    settings: &Settings,
-) -> Result<ProjectSettings, Failure> {
-    let uri = S3Uri::new(&settings.documents_bucket, uploads::settings(project));
-    match clients.s3.get_text(&uri).await? {
-        Some(text) => ProjectSettings::from_toml(&text)
-            .map_err(|error| Failure::new(ErrorName::SettingsInvalid, error.to_string())),
-        None => Ok(ProjectSettings::default()),
-    }
 }
 
 fn failure(error: &DatasetError) -> Failure {

@@ -1,6 +1,10 @@
 //! `cargo verify`: everything CI checks, in one command. `cargo verify format clippy` runs only those steps.
 
-use std::{path::Path, time::Instant};
+use std::{
+    fmt::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
@@ -21,7 +25,7 @@ const STEPS: [Step; 8] = [
     ("clippy", clippy),
 ];
 
-/// Runs all steps, or only those named.
+/// Runs all steps, or only those named; in the end, also after a failure, says how long each took.
 ///
 /// # Errors
 /// The first step that fails, with its remedy.
@@ -29,13 +33,33 @@ pub fn verify(root: &Path, only: &[String]) -> Result<()> {
     if let Some(unknown) = only.iter().find(|name| STEPS.iter().all(|(step, _)| step != name)) {
         bail!("there is no step {unknown}; there are: {}", STEPS.map(|(name, _)| name).join(" "));
     }
-    let start = Instant::now();
-    for (name, step) in STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)) {
-        step(root)?;
-        println!("== {name} passed, {} s since the start", start.elapsed().as_secs());
+    let steps: Vec<&Step> =
+        STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)).collect();
+    let mut took = Vec::new();
+    let mut result = Ok(());
+    for (index, (name, step)) in steps.iter().enumerate() {
+        println!("== step {} of {}: {name}", index + 1, steps.len());
+        let start = Instant::now();
+        result = step(root);
+        took.push((*name, start.elapsed()));
+        if result.is_err() {
+            break;
+        }
     }
-    println!("verified in {} s", start.elapsed().as_secs());
-    Ok(())
+    print!("{}", table(&took, result.is_ok()));
+    result
+}
+
+/// Seconds of each step and of all together; what failed is the last one.
+fn table(took: &[(&str, Duration)], has_passed: bool) -> String {
+    let mut text = String::from("\nstep       seconds\n");
+    for (index, (name, time)) in took.iter().enumerate() {
+        let mark = if !has_passed && index + 1 == took.len() { "  failed" } else { "" };
+        let _ = writeln!(text, "{name:<10} {:>7}{mark}", time.as_secs());
+    }
+    let all: Duration = took.iter().map(|(_, time)| time).sum();
+    let _ = writeln!(text, "{:<10} {:>7}", "together", all.as_secs());
+    text
 }
 
 fn format(root: &Path) -> Result<()> {
@@ -98,4 +122,17 @@ fn cdk(root: &Path) -> Result<()> {
 pub fn synth(root: &Path) -> Result<()> {
     npm_packages(root)?;
     run("synth", &root.join("cdk"), "npm", &["run", "synth"], "see the error above")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_how_long_each_step_took_and_which_failed() {
+        let took = [("format", Duration::from_millis(2_900)), ("clippy", Duration::from_secs(61))];
+        let passed = "\nstep       seconds\nformat           2\nclippy          61\ntogether        63\n";
+        assert_eq!(table(&took, true), passed);
+        assert_eq!(table(&took, false), passed.replace("61\n", "61  failed\n"));
+    }
 }

@@ -1,17 +1,41 @@
-//! The small golden model, eleven sequences, settings.
+//! Goldens, the small golden model, eleven sequences, settings.
 
 // each test file uses a part
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use safetensors::SafeTensors;
 use tunesmith_model::rng::Rng;
 use tunesmith_model::{AdapterConfig, Decoder};
 use tunesmith_training::{Dataset, Sequence, StepReport, Trainer, TrainingConfig};
 
 pub fn goldens(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens").join(path)
+}
+
+/// Shapes and values by name.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// All tensors of a file, which are f32.
+pub fn tensors(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap();
+    let parsed = SafeTensors::deserialize(&bytes).unwrap();
+    parsed.tensors().into_iter().map(|(name, view)| (name, (view.shape().to_vec(), floats(view.data())))).collect()
+}
+
+pub fn floats(data: &[u8]) -> Vec<f32> {
+    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Largest absolute difference over the largest wanted value; where all wanted values are zero, the absolute one.
+pub fn relative_difference(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    let largest = wanted.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    let worst = got.iter().zip(wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+    if largest == 0.0 { worst } else { worst / largest }
 }
 
 pub fn model() -> Arc<Decoder> {
