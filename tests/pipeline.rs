@@ -401,3 +401,17 @@ fn cost_alarms_are_mailed_once_each() {
         assert_eq!(cloud.mails_about(&format!("100 % of this month's budget of {project}")), 0);
     });
 }
+
+#[test]
+fn what_cannot_be_read_keeps_no_alarm_from_being_mailed() {
+    Cloud::with(async |cloud| {
+        let project = cloud.budget_with("isolated", 1_000_000, 600_000).await;
+        let broken = ItemKey::endpoint("tunesmith-broken");
+        cloud.put_item(&broken, &json!({"name": 5})).await;
+        let told = cloud.watch_costs_fails().await;
+        let mail = cloud.mail(&format!("50 % of this month's budget of {project}")).await;
+        cloud.delete_item(&broken).await;
+        assert!(told.contains("endpoints: ") && told.contains("everything else was done"), "{told}");
+        assert!(mail.text.contains("$0.60 of $1.00"), "{}", mail.text);
+    });
+}

@@ -340,6 +340,16 @@ impl Cloud {
         .await
     }
 
+    /// Runs `watch-costs` until it fails for a reason of its own; what it says.
+    pub async fn watch_costs_fails(&self) -> String {
+        until("watch-costs fails", async || {
+            let answer = self.aws().invoke("tunesmith-watch-costs", &json!({})).await.ok()?;
+            let crashed = answer["errorType"].as_str()?.starts_with("Runtime.");
+            (!crashed).then(|| answer["errorMessage"].to_string())
+        })
+        .await
+    }
+
     /// Lets `watch-costs` look again and again until there is a mail whose subject holds this text.
     pub async fn looked_for(&self, subject: &str) -> Mail {
         until(&format!("watch-costs mails {subject:?}"), async || {
@@ -424,6 +434,13 @@ impl Cloud {
     pub async fn put_item(&self, key: &ItemKey, item: &impl serde::Serialize) {
         let item = serde_json::to_value(item).unwrap();
         self.aws().put_item(self.output("Table"), &key.pk, &key.sk, &item).await.unwrap();
+    }
+
+    /// Deletes an item of the table.
+    pub async fn delete_item(&self, key: &ItemKey) {
+        let key = json!({"pk": {"S": key.pk}, "sk": {"S": key.sk}});
+        let input = json!({"TableName": self.output("Table"), "Key": key});
+        self.aws().json("DynamoDB_20120810.DeleteItem", &input).await.unwrap();
     }
 
     /// Hands `ingest-document` an S3 event, a fixture with other words in it; a start that dies is tried again.

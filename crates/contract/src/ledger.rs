@@ -221,6 +221,9 @@ pub struct Lease {
     pub ended_at: Option<UnixTime>,
     /// Where the waiting state machine is told when the machine is lost.
     pub task_token: String,
+    /// `watch-costs` has stopped the machine and owes the mail about it: when the next look may send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_mail_due: Option<UnixTime>,
     /// When DynamoDB may delete the item; set when the lease is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<i64>,
@@ -277,6 +280,15 @@ pub struct EndpointMeter {
     pub metered_until: UnixTime,
 }
 
+impl EndpointMeter {
+    /// What its instances cost from when they were last charged until then.
+    #[must_use]
+    pub fn cost_until(&self, then: UnixTime) -> Usd {
+        let one = self.price_per_hour.per_hour_for(then.since(self.metered_until));
+        Usd::from_micros(one.micros().saturating_mul(i64::from(self.instances)))
+    }
+}
+
 /// An API key of the gateway. The secret itself is never stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKeyItem {
@@ -321,6 +333,7 @@ mod tests {
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),
+            stop_mail_due: None,
             ttl: None,
         }
     }

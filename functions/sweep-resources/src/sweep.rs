@@ -140,6 +140,7 @@ mod tests {
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),
+            stop_mail_due: None,
             ttl: None,
         }
     }

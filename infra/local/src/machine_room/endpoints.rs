@@ -257,7 +257,8 @@ async fn start_variant(
     env.extend(own.map(|(name, value)| (name.to_owned(), value)));
     env.extend(model.environment.iter().map(|(name, value)| (name.clone(), OsString::from(value))));
     let log = folder.join("log");
-    let job = Job { command: vec![room.0.programs.trainer.clone().into(), "serve".into()], env, log: log.clone(), folder };
+    let job =
+        Job { command: vec![room.0.programs.trainer.clone().into(), "serve".into()], env, log: log.clone(), folder };
     let mut process = Guarded::start(&job)?;
     let address = format!("http://127.0.0.1:{port}");
     let limit = room.settings()?.endpoint_start_seconds;
