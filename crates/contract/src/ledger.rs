@@ -6,6 +6,8 @@
 //! | `BUDGET#{yyyy-mm}` | `{project}` | [`BudgetItem`] |
 //! | `PROJECT#{project}` | `RUN#{run}` | [`RunRecord`] |
 //! | `PROJECT#{project}` | `SOURCE#{path}` | [`crate::documents::SourceRecord`] |
+//! | `PROJECT#{project}` | `READING#{path}` | [`crate::documents::ReadingRecord`], while it is read |
+//! | `PROJECT#{project}` | `REFUSALS#{hour}` | [`crate::documents::RefusalCount`] |
 //! | `PROJECT#{project}` | `APPROVAL#{run}` | [`crate::approval::ApprovalRecord`] |
 //! | `PROJECT#{project}` | `LIVE` | [`crate::deployment::LiveRecord`] |
 //! | `LEASE` | `{attempt}` | [`Lease`] |
@@ -70,6 +72,18 @@ impl ItemKey {
     #[must_use]
     pub fn source(project: &ProjectId, path: &str) -> Self {
         Self::new(Self::project(project), format!("SOURCE#{path}"))
+    }
+
+    /// A source file that is being read.
+    #[must_use]
+    pub fn reading(project: &ProjectId, path: &str) -> Self {
+        Self::new(Self::project(project), format!("READING#{path}"))
+    }
+
+    /// Refused files of the hour that this is in.
+    #[must_use]
+    pub fn refusals(project: &ProjectId, now: UnixTime) -> Self {
+        Self::new(Self::project(project), format!("REFUSALS#{}", now.0.div_euclid(3600)))
     }
 
     /// An approval.

@@ -10,7 +10,7 @@ mod environment;
 mod metric;
 mod run;
 
-pub use batch::{BatchAnswer, SqsBatch, SqsMessage, each_message};
+pub use batch::{BatchAnswer, SqsAttributes, SqsBatch, SqsMessage, each_message};
 pub use clock::now;
 pub use environment::{Environment, SettingError};
 pub use metric::{Metric, Unit, metric_line, publish_metrics};
