@@ -23,6 +23,8 @@ use tunesmith_contract::{
     tasks::WatchedCosts,
 };
 
+use tunesmith_lambda::{Metric, Unit, publish_metrics};
+
 use crate::problems::Problems;
 
 /// The schedule's interval: how far ahead a machine's cost is looked at.
@@ -83,7 +85,16 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
     }
     tracing::info!(machines = watched.machines, alarms = ?watched.alarms, stopped = ?watched.stopped, used = %account,
         "watched");
-    problems.none().map(|()| watched)
+    problems.none()?;
+    // only of a whole look: a part of the money would look like a saving
+    publish_metrics(
+        now,
+        &[
+            Metric { name: "SpentDollars", unit: Unit::None, value: account.dollars() },
+            Metric { name: "RunningMachines", unit: Unit::Count, value: watched.machines as f64 },
+        ],
+    );
+    Ok(watched)
 }
 
 async fn endpoints(clients: &Clients) -> Result<Vec<EndpointMeter>, Failure> {
