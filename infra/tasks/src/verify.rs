@@ -1,13 +1,25 @@
 //! `cargo verify`: everything CI checks, in one command. `cargo verify format clippy` runs only those steps.
 
-use std::{path::Path, time::Instant};
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    path::Path,
+    time::Instant,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::step::{is_installed, run};
 
 /// A step's name and what it does with the project's root folder.
-type Step = (&'static str, fn(&Path) -> Result<()>);
+type Step = (&'static str, fn(&Path) -> Result<Outcome>);
+
+/// How a step that did not fail ended.
+enum Outcome {
+    Passed,
+    /// Not done, because a tool is not installed. Told again in the closing table: what was skipped was not checked.
+    Skipped(&'static str),
+}
 
 /// The steps in their order: cheap ones first, so that a slip is told early.
 const STEPS: [Step; 8] = [
@@ -30,52 +42,95 @@ pub fn verify(root: &Path, only: &[String]) -> Result<()> {
         bail!("there is no step {unknown}; there are: {}", STEPS.map(|(name, _)| name).join(" "));
     }
     let start = Instant::now();
+    let mut table = Vec::new();
     for (name, step) in STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)) {
-        step(root)?;
-        println!("== {name} passed, {} s since the start", start.elapsed().as_secs());
+        let began = Instant::now();
+        let line = match step(root)? {
+            Outcome::Passed => format!("{name:<10} passed   {:>5} s", began.elapsed().as_secs()),
+            Outcome::Skipped(why) => format!("{name:<10} SKIPPED  {why}"),
+        };
+        println!("== {line}");
+        table.push(line);
     }
-    println!("verified in {} s", start.elapsed().as_secs());
+    println!("\n{}\nverified in {} s", table.join("\n"), start.elapsed().as_secs());
     Ok(())
 }
 
-fn format(root: &Path) -> Result<()> {
-    run("format", root, "cargo", &["fmt", "--all", "--check"], "run cargo fmt --all")
+/// A step that is one command.
+fn passed(done: Result<()>) -> Result<Outcome> {
+    done.map(|()| Outcome::Passed)
 }
 
-fn clippy(root: &Path) -> Result<()> {
+fn format(root: &Path) -> Result<Outcome> {
+    passed(run("format", root, "cargo", &["fmt", "--all", "--check"], "run cargo fmt --all"))
+}
+
+fn clippy(root: &Path) -> Result<Outcome> {
     let args = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-    run("clippy", root, "cargo", &args, "mend the warnings above")
+    passed(run("clippy", root, "cargo", &args, "mend the warnings above"))
 }
 
-fn build(root: &Path) -> Result<()> {
-    run("build", root, "cargo", &["build", "--bins", "--locked"], "mend the errors above")
+fn build(root: &Path) -> Result<Outcome> {
+    passed(run("build", root, "cargo", &["build", "--bins", "--locked"], "mend the errors above"))
 }
 
-fn test(root: &Path) -> Result<()> {
-    run("test", root, "cargo", &["test", "--workspace", "--locked"], "see the failing test above")
+fn test(root: &Path) -> Result<Outcome> {
+    passed(run("test", root, "cargo", &["test", "--workspace", "--locked"], "see the failing test above"))
 }
 
-fn shell(root: &Path) -> Result<()> {
+fn shell(root: &Path) -> Result<Outcome> {
     if !is_installed("shellcheck", &["--version"]) {
-        println!("== shell: skipped, shellcheck is not installed (apt-get install shellcheck)");
-        return Ok(());
+        return Ok(Outcome::Skipped("shellcheck is not installed (apt-get install shellcheck)"));
     }
-    let scripts = ["infra/user-data/train.sh", ".ci/run"];
-    run("shell", root, "shellcheck", &scripts, "mend the script at the line above")
+    let scripts = shell_scripts(root)?;
+    let scripts: Vec<&str> = scripts.iter().map(String::as_str).collect();
+    passed(run("shell", root, "shellcheck", &scripts, "mend the script at the line above"))
 }
 
-fn iam(root: &Path) -> Result<()> {
+/// Every shell script of the repository, by its ending or its first line, below the root.
+fn shell_scripts(root: &Path) -> Result<Vec<String>> {
+    const ELSEWHERE: [&str; 5] = ["target", "node_modules", "cdk.out", ".git", "__pycache__"];
+    let (mut folders, mut found) = (vec![root.to_owned()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_symlink() || ELSEWHERE.contains(&name.as_str()) {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "sh")
+                || (path.extension().is_none() && is_shell(&path)?)
+            {
+                found.push(path.strip_prefix(root)?.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether the first line asks for a shell.
+fn is_shell(path: &Path) -> Result<bool> {
+    let mut start = [0; 32];
+    let length = File::open(path)?.read(&mut start)?;
+    let text = String::from_utf8_lossy(&start[..length]);
+    let first = text.lines().next().unwrap_or_default();
+    Ok(first.starts_with("#!") && (first.ends_with("sh") || first.ends_with("bash")))
+}
+
+fn iam(root: &Path) -> Result<Outcome> {
     let remedy = "run python3 docs/iam-table.py --write and look at what changed";
-    run("iam", root, "python3", &["docs/iam-table.py", "--check"], remedy)
+    passed(run("iam", root, "python3", &["docs/iam-table.py", "--check"], remedy))
 }
 
-fn licences(root: &Path) -> Result<()> {
+fn licences(root: &Path) -> Result<Outcome> {
     if !is_installed("cargo", &["deny", "--version"]) {
-        println!("== licences: skipped, cargo-deny is not installed (cargo install cargo-deny)");
-        return Ok(());
+        return Ok(Outcome::Skipped("cargo-deny is not installed (cargo install cargo-deny)"));
     }
     let args = ["deny", "--offline", "check", "licenses", "bans", "sources"];
-    run("licences", root, "cargo", &args, "see deny.toml")
+    passed(run("licences", root, "cargo", &args, "see deny.toml"))
 }
 
 fn npm_packages(root: &Path) -> Result<()> {
@@ -86,9 +141,9 @@ fn npm_packages(root: &Path) -> Result<()> {
     run("cdk packages", &folder, "npm", &["ci", "--no-audit", "--no-fund"], "see npm's message above")
 }
 
-fn cdk(root: &Path) -> Result<()> {
+fn cdk(root: &Path) -> Result<Outcome> {
     npm_packages(root)?;
-    run("cdk", &root.join("cdk"), "npm", &["test"], "a stale template is renewed by cargo synth")
+    passed(run("cdk", &root.join("cdk"), "npm", &["test"], "a stale template is renewed by cargo synth"))
 }
 
 /// Writes `infra/template.json` from the CDK app.
@@ -98,4 +153,20 @@ fn cdk(root: &Path) -> Result<()> {
 pub fn synth(root: &Path) -> Result<()> {
     npm_packages(root)?;
     run("synth", &root.join("cdk"), "npm", &["run", "synth"], "see the error above")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shell_script_is_checked() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let found = shell_scripts(&root).unwrap();
+        let stand_ins = ["aws", "docker", "shutdown"].map(|name| format!("infra/local/stand-ins/{name}"));
+        let known = ["infra/user-data/train.sh".to_owned(), ".ci/run".to_owned()];
+        for script in stand_ins.iter().chain(&known) {
+            assert!(found.contains(script), "{script} of {found:?}");
+        }
+    }
 }
