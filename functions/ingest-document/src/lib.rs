@@ -131,7 +131,10 @@ async fn read(
     let ObjectKey { project, path } = &subject.key;
     if let Some(known) = known(subject, clients).await?.filter(|known| known.sequencer >= subject.sequencer) {
         tracing::info!(%project, path, "a repeated or older event: nothing to read");
-        return refusal::tell(&subject.key.project, known, clients, settings, now).await;
+        if known.sequencer > subject.sequencer {
+            return Ok(()); // whoever receives the later event tells
+        }
+        return refusal::tell(project, known, clients, settings, now).await;
     }
     let (document, status) = match reading::extract(subject, is_last, clients, now).await? {
         Outcome::Gone => {
