@@ -68,7 +68,7 @@ fn read(function: &str, is_output: bool, value: &Value) -> Result<(), String> {
         ("verify-endpoint", true) => is::<Verification>(value),
         ("sweep-resources", false) => is::<tasks::SweepResourcesInput>(value),
         ("sweep-resources", true) => is::<tasks::SweptResources>(value),
-        ("watch-costs", false) => is::<Value>(value),
+        ("watch-costs", false) => is::<tasks::WatchCostsInput>(value),
         ("watch-costs", true) => is::<tasks::WatchedCosts>(value),
         _ => panic!("no reader for {function}"),
     }
@@ -88,9 +88,6 @@ const FUNCTIONS: [&str; 12] = [
     "sweep-resources",
     "watch-costs",
 ];
-
-/// What their schedules send is not read.
-const ANYTHING: [&str; 1] = ["watch-costs"];
 
 fn fixtures(folder: &Path) -> Vec<(String, Value)> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
@@ -125,9 +122,34 @@ fn every_fixture_is_read_by_its_function() {
 fn every_invalid_fixture_is_refused() {
     for function in FUNCTIONS {
         let found = fixtures(&events().join(function).join("invalid"));
-        assert!(!found.is_empty() || ANYTHING.contains(&function), "{function} has no invalid fixture");
+        assert!(!found.is_empty(), "{function} has no invalid fixture");
         for (name, value) in found {
             assert!(read(function, false, &value).is_err(), "events/{function}/invalid/{name}.json was accepted");
+        }
+    }
+}
+
+/// Reads what a person, an upload or a schedule starts a state machine with: `{state machine}.{case}.json`.
+fn start(name: &str, value: &Value) -> Result<(), String> {
+    match name.split('.').next().unwrap() {
+        "training-pipeline" => is::<tasks::PipelineInput>(value),
+        "approve-deployment" => is::<tasks::AnswerApprovalInput>(value),
+        other => panic!("no state machine {other}"),
+    }
+}
+
+#[test]
+fn every_start_of_a_state_machine_is_read_and_every_wrong_one_refused() {
+    let folder = events().join("state-machines");
+    for (machine, right, wrong) in [("training-pipeline", 1, 4), ("approve-deployment", 2, 3)] {
+        let of = |folder: &Path| fixtures(folder).into_iter().filter(|(name, _)| name.starts_with(machine)).collect();
+        let (starts, invalid): (Vec<_>, Vec<_>) = (of(&folder), of(&folder.join("invalid")));
+        assert!(starts.len() >= right && invalid.len() >= wrong, "{machine}: {starts:?} {invalid:?}");
+        for (name, value) in starts {
+            start(&name, &value).unwrap_or_else(|error| panic!("events/state-machines/{name}.json: {error}"));
+        }
+        for (name, value) in invalid {
+            assert!(start(&name, &value).is_err(), "events/state-machines/invalid/{name}.json was accepted");
         }
     }
 }

@@ -5,37 +5,39 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
+mod uploads;
 
 use serde_json::json;
 use support::{Cloud, Death, documents, settings};
 use tunesmith_contract::{
     ProjectId, UnixTime, Usd,
     deployment::LiveRecord,
-    documents::SourceStatus,
     evaluation::Evaluation,
     job::TrainReport,
-    ledger::{BudgetItem, EndpointMeter, ItemKey, LeaseStatus, RunRecord, RunStatus},
+    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, LeaseStatus, RunRecord, RunStatus},
+    settings::Market,
 };
-
-/// The sequencers of the fixtures for an upload and a deletion.
-const SEQUENCER: &str = "0062E99A88DC407460";
-const LATER: &str = "0062E99A88DC407470";
 
 /// Trains a few steps only: these tests are about the path, not about quality.
 const QUICK: &str = "[training]\nmax_steps = 6\ncheckpoint_every = 2\n[data]\nquiet_minutes = 0\nminimum_words = 500\n\
     [gate]\nmin_improvement_percent = -100.0\nmin_test_tokens = 50\n";
-/// The functions that write to S3, the table, the pipeline or a topic when a model is made and published.
-const CHANGING: [&str; 9] = [
-    "ingest-document",
-    "prepare-dataset",
-    "index-documents",
-    "plan-training",
-    "guard-budget",
-    "launch-training",
-    "request-approval",
+/// The functions that change something at a service of the emulator, so that they can be made to die right after it.
+const CHANGING: [&str; 12] = [
     "answer-approval",
     "deploy-endpoint",
+    "gateway",
+    "guard-budget",
+    "index-documents",
+    "ingest-document",
+    "launch-training",
+    "plan-training",
+    "prepare-dataset",
+    "request-approval",
+    "sweep-resources",
+    "watch-costs",
 ];
+/// These change nothing anywhere: they read, and `verify-endpoint` asks an endpoint. There is no middle of their work.
+const READING: [&str; 2] = ["gate-model", "verify-endpoint"];
 const BUDGET: &str = "[budget]\nmonthly_limit_usd = 5.0\nmax_run_usd = 0.5\n";
 
 #[test]
@@ -61,22 +63,47 @@ fn documents_become_an_approved_endpoint_although_every_function_dies_twice() {
         assert!(record.metered > Usd::ZERO && record.metered <= record.reserved, "{record:?}");
         cloud.nothing_runs_for(&id).await;
         cloud.openai_client(&project).await;
-        let died = cloud.died(Death::AtStart);
-        assert!(died.len() >= 11, "functions that died at their start: {died:?}");
-        let died = cloud.died(Death::MidWork);
-        // those that change something by the emulator; the others ask the machine room or only read
-        for function in CHANGING {
-            assert!(
-                died.iter().any(|name| name == function),
-                "{function} did not die in the middle of its work: {died:?}"
-            );
-        }
+        every_function_died_twice(cloud, &project).await;
 
         // The same documents and settings again: one result, nothing is trained twice.
         let again = cloud.train(&project).await;
         let again = cloud.ends(&again).await;
         assert_eq!(again.last_state, "NothingToDo", "{again:?}");
     });
+}
+
+/// The two that only their schedules call get something to do; all others have worked for the pipeline.
+async fn every_function_died_twice(cloud: &Cloud, project: &ProjectId) {
+    cloud.budget_with("used", 1_000_000, 600_000).await;
+    cloud.watch_costs().await;
+    let expired = Lease {
+        attempt: "0123456789abcdef0123456789abcdef".to_owned(),
+        project: project.clone(),
+        run: "run-ffffffffffff".parse().unwrap(),
+        execution: String::new(),
+        instance_id: None,
+        instance_type: "c7i.large".to_owned(),
+        market: Market::Spot,
+        price_per_hour: Usd::ZERO,
+        cap: Usd::ZERO,
+        launched_at: UnixTime(0),
+        expires_at: UnixTime(0),
+        status: LeaseStatus::Active,
+        interrupted: false,
+        metered: Usd::ZERO,
+        ended_at: None,
+        task_token: "nobody waits".to_owned(),
+        stop_mail_due: None,
+        ttl: None,
+    };
+    cloud.put_item(&ItemKey::lease(&expired.attempt), &expired).await;
+    cloud.look_after().await;
+
+    let mut all = support::functions();
+    assert_eq!(cloud.died(Death::AtStart), all, "died at their first start");
+    all.retain(|name| !READING.contains(&name.as_str()));
+    assert_eq!(all, CHANGING, "a function that changes something, or nothing, is listed above");
+    assert_eq!(cloud.died(Death::MidWork), all, "died in the middle of their work");
 }
 
 #[test]
@@ -195,41 +222,6 @@ fn requests_a_minute_hold_for_requests_at_the_same_time() {
 }
 
 #[test]
-fn the_newest_upload_wins_in_whatever_order_and_training_starts_when_uploads_have_ended() {
-    Cloud::with(async |cloud| {
-        // the only test in which training starts by itself: one minute after the last upload
-        let quiet = settings(&[&QUICK.replace("quiet_minutes = 0", "quiet_minutes = 1").replace("500", "500000")]);
-        let project = cloud.upload("order", &documents(1), &quiet).await;
-        let path = documents(1)[0].0.clone();
-        let first = cloud.source(&project, &path).await.unwrap();
-        let key = format!("{project}/{path}");
-        let event = |fixture: &'static str, sequencer: &'static str| {
-            let key = key.clone();
-            async move {
-                let replace =
-                    [("handbook/people/holidays.md", key.as_str()), (SEQUENCER, sequencer), (LATER, sequencer)];
-                cloud.s3_event(fixture, &replace).await
-            }
-        };
-        // a deletion that happened before this upload arrives late, twice
-        for _ in 0..2 {
-            event("deleted.json", "0000000000000001").await;
-            assert_eq!(cloud.source(&project, &path).await.unwrap(), first);
-        }
-        // a deletion of an old version says nothing while the object is there
-        event("deleted.json", "FFFFFFFFFFFFFFF9").await;
-        assert_eq!(cloud.source(&project, &path).await.unwrap().status, SourceStatus::Extracted);
-        // a new upload counts, and the old one's event, delivered again, does not bring the old text back
-        cloud.put_document(&project, &path, "# Piers\n\nThe new pier opens in May.\n").await;
-        let new = cloud.source_with_other_text(&project, &path, &first.document).await;
-        event("created.json", "0000000000000002").await;
-        assert_eq!(cloud.source(&project, &path).await.unwrap(), new);
-        let run = cloud.starts_by_itself(&project).await;
-        assert_eq!(cloud.ends(&run).await.error, "NotEnoughText", "one document");
-    });
-}
-
-#[test]
 fn the_gate_refuses_a_model_that_is_not_better_and_nobody_is_asked() {
     Cloud::with(async |cloud| {
         let strict = QUICK.replace("-100.0", "99.0");
@@ -248,7 +240,8 @@ fn the_gate_refuses_a_model_that_is_not_better_and_nobody_is_asked() {
 fn an_interrupted_machine_is_replaced_and_training_resumes_from_its_checkpoint() {
     Cloud::with(async |cloud| {
         let long = QUICK.replace("max_steps = 6", "max_steps = 60\nepochs = 50");
-        let project = cloud.upload("interrupted", &documents(8), &settings(&[&long, BUDGET])).await;
+        let once = "[machines]\ninterruptions_before_on_demand = 1\n";
+        let project = cloud.upload("interrupted", &documents(8), &settings(&[&long, BUDGET, once])).await;
         let run = cloud.train(&project).await;
         let id = cloud.reaches(&run, "TrainModel").await.planned().run;
         cloud.first_checkpoint(&project, &id).await;
@@ -259,13 +252,42 @@ fn an_interrupted_machine_is_replaced_and_training_resumes_from_its_checkpoint()
         assert_eq!(report.steps, 60);
         let record: RunRecord = cloud.item(&ItemKey::run(&project, &id)).await.unwrap();
         assert_eq!((record.attempts, record.interruptions), (2, 1), "{record:?}");
-        let leases = cloud.leases(&id).await;
+        let mut leases = cloud.leases(&id).await;
         assert!(leases.len() == 2 && leases.iter().all(|l| l.status == LeaseStatus::Closed), "{leases:?}");
+        leases.sort_by_key(|lease| lease.launched_at);
+        let markets: Vec<Market> = leases.iter().map(|lease| lease.market).collect();
+        assert_eq!(markets, [Market::Spot, Market::OnDemand], "one interruption was enough: {leases:?}");
         let metered: Usd = leases.iter().map(|l| l.metered).sum();
         assert_eq!(record.settled, metered, "the meter of both machines is charged");
         cloud.mail(&format!("{project} - a model waits")).await; // the state is entered before the question is written
         cloud.decide(&project, "reject").await;
         cloud.ends(&run).await;
+    });
+}
+
+#[test]
+fn silence_is_a_rejection() {
+    Cloud::with(async |cloud| {
+        let project = cloud.upload("silence", &documents(8), &settings(&[QUICK, BUDGET])).await;
+        // seven days are 20 seconds for this execution
+        let before = cloud.pipeline_definition().await;
+        let week = "\"TimeoutSeconds\": 604800";
+        assert_eq!(before.matches(week).count(), 1, "only the approval waits for a week");
+        cloud.set_pipeline_definition(&before.replace(week, "\"TimeoutSeconds\": 20")).await;
+        let run = cloud.train(&project).await;
+        let done = cloud.ends(&run).await;
+        cloud.set_pipeline_definition(&before).await;
+
+        assert_eq!((done.status.as_str(), done.last_state.as_str()), ("SUCCEEDED", "Rejected"), "{done:?}");
+        assert!(
+            !done.results.contains_key("RequestApproval") && !done.results.contains_key("DeployEndpoint"),
+            "{done:?}"
+        );
+        assert!(cloud.mails_about(&format!("{project} - a model waits")) >= 1, "it was asked");
+        let record: RunRecord = cloud.item(&ItemKey::run(&project, &done.planned().run)).await.unwrap();
+        assert_eq!(record.status, RunStatus::Rejected);
+        assert!(cloud.item::<serde_json::Value>(&ItemKey::live(&project)).await.is_none());
+        cloud.nothing_runs_for(&record.run).await;
     });
 }
 
@@ -399,5 +421,19 @@ fn cost_alarms_are_mailed_once_each() {
             assert_eq!(cloud.mails_about(&subject), 1, "{subject}");
         }
         assert_eq!(cloud.mails_about(&format!("100 % of this month's budget of {project}")), 0);
+    });
+}
+
+#[test]
+fn what_cannot_be_read_keeps_no_alarm_from_being_mailed() {
+    Cloud::with(async |cloud| {
+        let project = cloud.budget_with("isolated", 1_000_000, 600_000).await;
+        let broken = ItemKey::endpoint("tunesmith-broken");
+        cloud.put_item(&broken, &json!({"name": 5})).await;
+        let told = cloud.watch_costs_fails().await;
+        let mail = cloud.mail(&format!("50 % of this month's budget of {project}")).await;
+        cloud.delete_item(&broken).await;
+        assert!(told.contains("endpoints: ") && told.contains("everything else was done"), "{told}");
+        assert!(mail.text.contains("$0.60 of $1.00"), "{}", mail.text);
     });
 }

@@ -14,11 +14,11 @@ const OWN: Record<string, string[]> = {
   gateway: [],
   'guard-budget': ['ACCOUNT_MONTHLY_CAP_MICROS'],
   'index-documents': [],
-  'ingest-document': ['SCHEDULER_ROLE_ARN', 'SCHEDULE_DEAD_LETTERS_ARN', 'SCHEDULE_GROUP', 'TRAINING_PIPELINE_ARN'],
+  'ingest-document': ['MAX_RECEIVES', 'SCHEDULER_ROLE_ARN', 'SCHEDULE_DEAD_LETTERS_ARN', 'SCHEDULE_GROUP', 'TRAINING_PIPELINE_ARN'],
   'launch-training': ['LAUNCH_TEMPLATE_ID', 'SUBNET_IDS', 'TRAINER_IMAGE'],
   'plan-training': [],
   'prepare-dataset': [],
-  'request-approval': ['ANSWER_URL'],
+  'request-approval': ['ANSWER_URL', 'APPROVE_DEPLOYMENT_ARN'],
   'sweep-resources': [],
   'verify-endpoint': [],
   'watch-costs': ['ACCOUNT_MONTHLY_CAP_MICROS'],
@@ -54,6 +54,15 @@ test('the monthly cap is whole dollars in micro-dollars', () => {
   for (const name of ['guard-budget', 'watch-costs']) {
     assert.equal(readable(environment(name)['ACCOUNT_MONTHLY_CAP_MICROS'] ?? null), '<MonthlyCapUsd>000000', name);
   }
+});
+
+test('one upload is one invocation', () => {
+  const [mapping, ...others] = ofType('AWS::Lambda::EventSourceMapping');
+  assert.equal(others.length, 0);
+  assert.equal(mapping?.properties['BatchSize'], 1);
+  const queues = ofType('AWS::SQS::Queue').map(({ properties }) => properties['RedrivePolicy'] as Record<string, Json> | undefined);
+  const tries = queues.flatMap((redrive) => redrive?.['maxReceiveCount'] ?? []);
+  assert.deepEqual(tries.map(String), [environment('ingest-document')['MAX_RECEIVES']], 'the reader knows its last try');
 });
 
 test('machines start in three zones', () => {

@@ -12,7 +12,7 @@ const FAILED = {
 };
 const RUN = {
   project: 'handbook',
-  dataset: { documents: 41 },
+  dataset: { documents: 41, unread: { count: 0, first: [] } },
   plan: { run: 'run-0123456789ab', instance_type: 'g4dn.xlarge', quote: { expected: 420_000, upper_bound: 1_100_000 } },
   budget: { left: 24_000_000, settled: 310_000 },
 };
@@ -53,6 +53,14 @@ test('every mail names the project, says what to do next and links to the execut
     assert.match(message, /execution:p:e$/, state);
     assert.doesNotMatch(message, /undefined|null|\[object|NaN/, state);
   }
+});
+
+test('uploads that were left out are named when training has started', async () => {
+  const unread = { count: 7, first: ['piers/Fahrgäste + Hunde.docx', 'a.pdf'] };
+  const { message } = await mail('NotifyStarted', { ...RUN, dataset: { documents: 41, unread } });
+  assert.match(message, /\nLEFT OUT: 7 uploaded file\(s\) .*piers\/Fahrgäste \+ Hunde\.docx, a\.pdf\./);
+  const { message: none } = await mail('NotifyStarted', RUN);
+  assert.doesNotMatch(none, /LEFT OUT|\n\n\n/);
 });
 
 test('a subject fits with the longest project name', async () => {

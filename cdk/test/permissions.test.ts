@@ -202,7 +202,7 @@ test('only the functions that talk to people or to the table of money may', () =
   assert.deepEqual(may('sagemaker:CreateEndpoint'), ['deploy-endpoint']);
   assert.deepEqual(may('sagemaker:DeleteEndpoint'), ['deploy-endpoint', 'watch-costs']);
   assert.deepEqual(may('ec2:TerminateInstances'), ['launch-training', 'sweep-resources']);
-  assert.deepEqual(may('dynamodb:DeleteItem'), ['deploy-endpoint', 'watch-costs']);
+  assert.deepEqual(may('dynamodb:DeleteItem'), ['deploy-endpoint', 'ingest-document', 'watch-costs']);
   assert.deepEqual(may('dynamodb:Scan'), []);
 });
 

@@ -38,13 +38,10 @@ case $image in
 esac
 retry 5 docker pull --quiet "$image" || exit 1
 
-gpus=()
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then gpus=(--gpus all); fi
-
 say "starting the trainer: $job_uri"
 # --network host: the container reads the machine's metadata (spot notice, role) without an extra hop.
 # On a spot notice the trainer itself checkpoints and reports; `docker stop` (SIGTERM) does the same.
-docker run --rm --network host ${gpus[@]+"${gpus[@]}"} \
+docker run --rm --network host \
     --env AWS_REGION="$region" \
     --env TUNESMITH_ATTEMPT="$attempt" \
     --log-driver awslogs --log-opt awslogs-region="$region" \

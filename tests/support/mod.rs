@@ -2,6 +2,7 @@
 
 mod faults;
 mod look;
+mod watchers;
 
 use std::{
     collections::BTreeMap,
@@ -21,16 +22,14 @@ use tokio::{runtime::Runtime, sync::Mutex};
 use tunesmith_contract::{
     ProjectId, ProjectSettings, RunId, Seconds, UnixTime, Usd,
     documents::SourceRecord,
-    ledger::{ItemKey, RunRecord, RunStatus},
+    ledger::ItemKey,
     plan::{Plan, Quote},
     tasks::PlannedTraining,
 };
 use tunesmith_local::{
     client::{Aws, Http},
     daemon::Daemon,
-    demo, deploy,
-    mailbox::{self, Mail},
-    models,
+    demo, deploy, mailbox, models,
     paths::Paths,
     stage::Stages,
     state::State,
@@ -86,6 +85,16 @@ pub fn documents(count: usize) -> Vec<(String, Vec<u8>)> {
 /// A `project.toml` of these parts.
 pub fn settings(parts: &[&str]) -> String {
     parts.concat()
+}
+
+/// The folders of `functions/`, sorted.
+pub fn functions() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+    let mut names: Vec<String> = folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 impl Cloud {
@@ -331,56 +340,28 @@ impl Cloud {
         project
     }
 
-    /// Runs `watch-costs` as its schedule does; a throttled or crashed start is tried again.
-    pub async fn watch_costs(&self) -> Value {
-        until("watch-costs answers", async || {
-            let answer = self.aws().invoke("tunesmith-watch-costs", &json!({})).await.ok()?;
-            answer.get("errorType").is_none().then_some(answer)
-        })
-        .await
-    }
-
-    /// Lets `watch-costs` look again and again until there is a mail whose subject holds this text.
-    pub async fn looked_for(&self, subject: &str) -> Mail {
-        until(&format!("watch-costs mails {subject:?}"), async || {
-            self.watch_costs().await;
-            self.mails().into_iter().find(|mail| mail.subject.contains(subject))
-        })
-        .await
-    }
-
     pub fn now(&self) -> UnixTime {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         UnixTime(i64::try_from(since.as_secs()).unwrap())
+    }
+
+    /// What `training-pipeline` does now.
+    pub async fn pipeline_definition(&self) -> String {
+        let input = json!({"stateMachineArn": self.output("TrainingPipelineArn")});
+        let about = self.aws().json("AWSStepFunctions.DescribeStateMachine", &input).await.unwrap();
+        about["definition"].as_str().unwrap().to_owned()
+    }
+
+    /// Lets `training-pipeline` do something else from its next start on.
+    pub async fn set_pipeline_definition(&self, definition: &str) {
+        let input = json!({"stateMachineArn": self.output("TrainingPipelineArn"), "definition": definition});
+        self.aws().json("AWSStepFunctions.UpdateStateMachine", &input).await.unwrap();
     }
 
     /// Stops an execution as a person in the console does.
     pub async fn stop(&self, execution: &str) {
         let input = json!({"executionArn": execution, "cause": "pipeline test"});
         self.aws().json("AWSStepFunctions.StopExecution", &input).await.unwrap();
-    }
-
-    /// Does once what the schedules do every five minutes: sweep machines, reclaim money. A crashed start is tried again.
-    pub async fn look_after(&self) {
-        for (function, input) in
-            [("tunesmith-sweep-resources", json!({})), ("tunesmith-guard-budget", json!({"action": "reclaim"}))]
-        {
-            until(&format!("{function} answers"), async || {
-                let answer = self.aws().invoke(function, &input).await.ok()?;
-                answer.get("errorType").is_none().then_some(())
-            })
-            .await;
-        }
-    }
-
-    /// Looks after everything until the run stands there.
-    pub async fn look_after_until(&self, project: &ProjectId, run: &RunId, status: RunStatus) {
-        until(&format!("{run} is {status:?}"), async || {
-            self.look_after().await;
-            let record: Option<RunRecord> = self.item(&ItemKey::run(project, run)).await;
-            (record?.status == status).then_some(())
-        })
-        .await;
     }
 
     /// The month that is charged now.
@@ -424,6 +405,13 @@ impl Cloud {
     pub async fn put_item(&self, key: &ItemKey, item: &impl serde::Serialize) {
         let item = serde_json::to_value(item).unwrap();
         self.aws().put_item(self.output("Table"), &key.pk, &key.sk, &item).await.unwrap();
+    }
+
+    /// Deletes an item of the table.
+    pub async fn delete_item(&self, key: &ItemKey) {
+        let key = json!({"pk": {"S": key.pk}, "sk": {"S": key.sk}});
+        let input = json!({"TableName": self.output("Table"), "Key": key});
+        self.aws().json("DynamoDB_20120810.DeleteItem", &input).await.unwrap();
     }
 
     /// Hands `ingest-document` an S3 event, a fixture with other words in it; a start that dies is tried again.

@@ -84,9 +84,11 @@ fn endpoint(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
 
 /// What `spot/instance-action` holds.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
-struct Notice {
-    action: String,
-    time: String,
+pub struct Notice {
+    /// `terminate`, `stop` or `hibernate`.
+    pub action: String,
+    /// When, in UTC, as RFC 3339 writes it.
+    pub time: String,
 }
 
 struct Metadata {
@@ -145,8 +147,7 @@ mod tests {
 
     #[test]
     fn a_notice_has_action_and_time() {
-        let notice: Notice =
-            serde_json::from_str(r#"{"action": "terminate", "time": "2026-11-20T08:22:00Z"}"#).unwrap();
+        let notice: Notice = serde_json::from_str(include_str!("../../events/trainer/spot-notice.json")).unwrap();
         assert_eq!((notice.action.as_str(), notice.time.as_str()), ("terminate", "2026-11-20T08:22:00Z"));
     }
 }

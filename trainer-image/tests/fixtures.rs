@@ -1,11 +1,15 @@
-//! The jobs in `events/trainer/` are documentation: right ones are read, wrong ones are refused with what is wrong in them.
+//! The jobs and messages in `events/trainer/` are documentation: right ones are read, wrong ones are refused with what is wrong in them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::de::DeserializeOwned;
-use tunesmith_contract::job::{ExportJob, ServeJob, TrainJob};
+use tunesmith_contract::{
+    error_name::Failure,
+    job::{ExportJob, ServeJob, TrainJob},
+};
+use tunesmith_trainer::interrupt::Notice;
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<(), String> {
     serde_json::from_str::<T>(text).map(drop).map_err(|error| error.to_string())
@@ -21,9 +25,13 @@ fn jobs(folder: &str) -> BTreeMap<String, Result<(), String>> {
         }
         let (name, text) = (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap());
         let result = match name.split('-').next().unwrap().trim_end_matches(".json") {
-            "train" => read::<TrainJob>(&text),
+            // an evaluation is of the run that this job trained
+            "train" | "evaluate" => read::<TrainJob>(&text),
             "serve" => read::<ServeJob>(&text),
             "export" => read::<ExportJob>(&text),
+            // what the trainer tells the state machine, and what the metadata of a spot machine tell the trainer
+            "failure" => read::<Failure>(&text),
+            "spot" => read::<Notice>(&text),
             other => panic!("{other} is no command"),
         };
         read_jobs.insert(name, result);
@@ -34,7 +42,7 @@ fn jobs(folder: &str) -> BTreeMap<String, Result<(), String>> {
 #[test]
 fn every_example_is_a_job() {
     let jobs = jobs("");
-    assert!(jobs.len() >= 6);
+    assert!(jobs.len() >= 9);
     for (name, result) in jobs {
         result.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
@@ -43,8 +51,11 @@ fn every_example_is_a_job() {
 #[test]
 fn every_wrong_example_is_refused_with_its_reason() {
     let reasons = [
+        ("evaluate-no-output.json", "missing field `output`"),
         ("export-unknown-format.json", "unknown variant `onnx`"),
+        ("failure-unknown-name.json", "unknown variant `OutOfLuck`"),
         ("serve-unknown-key.json", "unknown field `control`"),
+        ("spot-notice-no-time.json", "missing field `time`"),
         ("train-bad-run.json", "run- and 12 hexadecimal digits"),
         ("train-no-dataset.json", "missing field `dataset`"),
         ("train-unknown-key.json", "unknown field `learning_rat`"),

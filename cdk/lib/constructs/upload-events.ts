@@ -9,8 +9,8 @@ import { Construct } from 'constructs';
 import { PREFIX } from '../names.ts';
 import { DeadLetters } from './dead-letters.ts';
 
-/** How often a message is tried before it goes to the dead-letter queue. */
-const TRIES = 5;
+/** How often a message is tried before it goes to the dead-letter queue. The reader knows it: what crashed it is refused at the last try. */
+export const TRIES = 5;
 
 /** Most documents read at a time: more would only wait for the table. Lambda's smallest value is 2. */
 const CONCURRENCY = 10;
@@ -59,7 +59,8 @@ export class UploadEvents extends Construct {
     new lambda.CfnEventSourceMapping(this, 'Reading', {
       eventSourceArn: this.queue.queueArn,
       functionName: props.reader.functionName,
-      batchSize: 5,
+      // A file that kills the reader must not take others with it.
+      batchSize: 1,
       functionResponseTypes: ['ReportBatchItemFailures'],
       // Not a reserved concurrency: throttled polls would count as tries and fill the dead-letter queue.
       scalingConfig: { maximumConcurrency: CONCURRENCY },

@@ -81,6 +81,7 @@ export class ObservabilityStack extends Stack {
         QueueName: pipeline.queue.queueName,
         DeadLettersName: pipeline.deadLetters.queueName,
         GatewayName: functionName('gateway'),
+        WatchCostsName: functionName('watch-costs'),
         MetricNamespace: METRIC_NAMESPACE,
       }),
     });

@@ -61,7 +61,7 @@ export function ingestSpecs(r: PipelineResources): Record<'ingest-document', Fun
           write: ['projects/*/documents/*', 'projects/*/quarantine/*'],
           list: true,
         }),
-        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'PutItem']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['DeleteItem', 'GetItem', 'PutItem', 'UpdateItem']),
         allow(['sns:Publish'], [data.notifications.topicArn]),
         allow(['states:StartExecution'], [r.trainingPipelineArn]),
         allow(['scheduler:CreateSchedule', 'scheduler:UpdateSchedule'], [arn('scheduler', `schedule/${QUIET_GROUP}/quiet-*`)]),
@@ -127,7 +127,7 @@ export function trainingSpecs(r: PipelineResources) {
       allow: [
         ...bucketAccess(data.documents.bucketArn, { read: ['*/project.toml'], list: true }),
         ...bucketAccess(workspace, { read: ['projects/*/runs/*/plan.json'], list: true }),
-        tableAccess(data.table.tableArn, ['BUDGET#*', 'LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
         // Whether the pipeline that holds a reservation is still there.
         describePipelines(),
         allow(['sns:Publish'], [data.notifications.topicArn]),

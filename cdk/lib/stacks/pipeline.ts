@@ -11,7 +11,7 @@ import { Network } from '../constructs/network.ts';
 import { RustFunction } from '../constructs/rust-function.ts';
 import { StateMachineFile } from '../constructs/state-machine.ts';
 import { TrainingMachines } from '../constructs/training-machines.ts';
-import { UploadEvents } from '../constructs/upload-events.ts';
+import { TRIES, UploadEvents } from '../constructs/upload-events.ts';
 import { arn, PREFIX, QUIET_GROUP } from '../names.ts';
 import { artifacts, monthlyCapUsd, reservations, trainerImage } from '../parameters.ts';
 import { allow, bucketAccess, pullImage, sendTo, trustedService } from '../permissions.ts';
@@ -89,7 +89,7 @@ export class PipelineStack extends Stack {
 
     const uploads = new UploadEvents(this, 'Uploads', {
       bucket: data.documents,
-      reader: add('ingest-document', ingest['ingest-document']),
+      reader: add('ingest-document', ingest['ingest-document'], { MAX_RECEIVES: String(TRIES) }),
     });
     this.queue = uploads.queue;
     this.deadLetters = uploads.deadLetters;
@@ -98,10 +98,20 @@ export class PipelineStack extends Stack {
     // No IAM on the address: who opens it has a one-time secret from the mail, which the function checks.
     const answerUrl = answer.addFunctionUrl({ authType: lambda.FunctionUrlAuthType.NONE });
 
+    this.approveDeployment = new StateMachineFile(this, 'ApproveDeployment', {
+      name: 'approve-deployment',
+      substitutions: { AnswerApprovalFunctionArn: answer.functionArn },
+      invokes: [answer.functionArn],
+      allow: [],
+    });
+
     const steps: Record<string, lambda.Function> = {};
     for (const [name, spec] of Object.entries(training)) steps[name] = add(name, spec);
     for (const name of ['gate-model', 'deploy-endpoint', 'verify-endpoint'] as const) steps[name] = add(name, publishing[name]);
-    steps['request-approval'] = add('request-approval', publishing['request-approval'], { ANSWER_URL: answerUrl.url });
+    steps['request-approval'] = add('request-approval', publishing['request-approval'], {
+      ANSWER_URL: answerUrl.url,
+      APPROVE_DEPLOYMENT_ARN: this.approveDeployment.arn,
+    });
     const watchCosts = add('watch-costs', watching['watch-costs']);
     const sweep = add('sweep-resources', watching['sweep-resources']);
     steps['sweep-resources'] = sweep;
@@ -121,12 +131,6 @@ export class PipelineStack extends Stack {
         // Listing lets S3 say that the object is missing, not that it is forbidden.
         ...bucketAccess(data.workspace.bucketArn, { read: ['projects/*/runs/*/evaluation.json'], list: true }),
       ],
-    });
-    this.approveDeployment = new StateMachineFile(this, 'ApproveDeployment', {
-      name: 'approve-deployment',
-      substitutions: { AnswerApprovalFunctionArn: answer.functionArn },
-      invokes: [answer.functionArn],
-      allow: [],
     });
 
     new scheduler.CfnScheduleGroup(this, 'QuietGroup', { name: QUIET_GROUP });

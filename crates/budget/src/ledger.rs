@@ -56,6 +56,11 @@ pub struct ReserveInput<'a> {
     pub project_budget: Option<&'a BudgetItem>,
     /// The account's budget of the month.
     pub account_budget: Option<&'a BudgetItem>,
+    /// What the project's endpoints that are billed by the hour will cost while the run may last. Left free, not reserved:
+    /// otherwise a training would take the money of what is live, and that would be deleted.
+    pub project_endpoints: Usd,
+    /// The same of all projects.
+    pub account_endpoints: Usd,
     /// The run, when it was reserved for before.
     pub record: Option<&'a RunRecord>,
     /// Whether it is this run that is deployed now.
@@ -92,8 +97,8 @@ pub enum ReservePlan {
 pub enum LedgerError {
     /// It does not fit.
     #[error(
-        "the run may cost up to {needed}, and of the {limit} that {whose} may spend in {month}, {spent} is spent and \
-         {reserved} reserved: {left} is left; {remedy}"
+        "the run may cost up to {needed}, and of the {limit} that {whose} may spend in {month}, {spent} is spent, \
+         {reserved} reserved, and {endpoints} what its endpoints will cost meanwhile: {left} is left; {remedy}"
     )]
     Exceeded {
         /// `project handbook` or `the account`.
@@ -108,6 +113,8 @@ pub enum LedgerError {
         spent: Usd,
         /// Reserved by other runs.
         reserved: Usd,
+        /// What endpoints will cost while the run may last.
+        endpoints: Usd,
         /// What is left.
         left: Usd,
         /// What to do.
@@ -141,14 +148,14 @@ pub fn plan_reserve(input: &ReserveInput<'_>) -> Result<ReservePlan, LedgerError
     let project = reserve(
         input.project_budget,
         input.project_limit,
-        needed,
+        (needed, input.project_endpoints),
         (&format!("project {}", input.project), input.month),
         "raise budget.monthly_limit_usd in project.toml, choose a smaller model or fewer epochs, or wait for the next month",
     )?;
     let account = reserve(
         input.account_budget,
         input.account_limit,
-        needed,
+        (needed, input.account_endpoints),
         ("the account", input.month),
         "wait for other runs to end, raise the stack's parameter MonthlyCapUsd, or wait for the next month",
     )?;
@@ -268,13 +275,13 @@ const fn status_after(action: GuardAction, status: RunStatus) -> RunStatus {
 fn reserve(
     budget: Option<&BudgetItem>,
     limit: Usd,
-    needed: Usd,
+    (needed, endpoints): (Usd, Usd),
     (whose, month): (&str, &str),
     remedy: &'static str,
 ) -> Result<BudgetChange, LedgerError> {
     let item = budget.cloned().unwrap_or_default();
     let used = item.reserved.saturating_add(item.spent);
-    if used.saturating_add(needed) > limit {
+    if used.saturating_add(endpoints).saturating_add(needed) > limit {
         return Err(LedgerError::Exceeded {
             whose: whose.to_owned(),
             month: month.to_owned(),
@@ -282,7 +289,8 @@ fn reserve(
             limit,
             spent: item.spent,
             reserved: item.reserved,
-            left: limit.saturating_sub(used).max(Usd::ZERO),
+            endpoints,
+            left: limit.saturating_sub(used).saturating_sub(endpoints).max(Usd::ZERO),
             remedy,
         });
     }

@@ -11,12 +11,6 @@ use tunesmith_contract::{
 
 use crate::{Machine, PriceTable, Workload};
 
-/// Whether the trainer computes on GPUs. Not yet: offering one would cost more and be no faster.
-const TRAINER_USES_GPU: bool = false;
-/// Models up to this size train in minutes on CPU, where machines are cheap, plentiful and need no GPU quota.
-const CPU_ONLY_UP_TO: u64 = 50_000_000;
-/// Models above this size are never offered a CPU: hours for what a GPU does in minutes.
-const CPU_UP_TO: u64 = 500_000_000;
 /// What an hour of waiting is worth, so that a machine of half the price and twenty times the time does not win.
 const WAITING_PER_HOUR: f64 = 0.50;
 /// Choices kept: enough to find capacity, few enough to read.
@@ -71,6 +65,17 @@ pub enum QuoteError {
     /// An instance type that the price table does not have.
     #[error("project.toml, machines.allowed: {name:?} is not in the price table; use any of {known}")]
     UnknownMachine {
+        /// What was written.
+        name: String,
+        /// What may be written.
+        known: String,
+    },
+    /// A machine with a GPU, which nothing would use.
+    #[error(
+        "project.toml, machines.allowed: {name} has a GPU, and the trainer of this version computes on the processor only: the \
+         machine would cost more and be no faster; use any of {known}"
+    )]
+    GpuUnused {
         /// What was written.
         name: String,
         /// What may be written.
@@ -133,7 +138,9 @@ pub enum QuoteError {
 impl From<QuoteError> for Failure {
     fn from(error: QuoteError) -> Self {
         let name = match error {
-            QuoteError::UnknownMachine { .. } | QuoteError::NoneFits { .. } => ErrorName::SettingsInvalid,
+            QuoteError::UnknownMachine { .. } | QuoteError::GpuUnused { .. } | QuoteError::NoneFits { .. } => {
+                ErrorName::SettingsInvalid
+            }
             QuoteError::Quota { .. } => ErrorName::QuotaExceeded,
             QuoteError::TooLong { .. } | QuoteError::TooExpensive { .. } => ErrorName::BudgetExceeded,
         };
@@ -141,28 +148,27 @@ impl From<QuoteError> for Failure {
     }
 }
 
-/// The machines that could do the work: the allowed ones, else by the model's size. Ask for their spot prices and quotas,
-/// then [`quote`].
+/// The machines that could do the work: the allowed ones, else all without a GPU, which the trainer would not use. Ask for their
+/// spot prices and quotas, then [`quote`].
 ///
 /// # Errors
-/// [`QuoteError::UnknownMachine`], [`QuoteError::NoneFits`].
+/// [`QuoteError::UnknownMachine`], [`QuoteError::GpuUnused`], [`QuoteError::NoneFits`].
 pub fn candidates<'a>(
     table: &'a PriceTable,
     work: &Workload,
     settings: &ProjectSettings,
 ) -> Result<Vec<&'a Machine>, QuoteError> {
     let allowed = &settings.machines.allowed;
+    let usable = || table.machines.iter().filter(|machine| machine.gpu_memory_gib.is_none());
     let looked: Vec<&Machine> = if allowed.is_empty() {
-        let by_size = |machine: &&Machine| match machine.gpu_memory_gib {
-            None => !TRAINER_USES_GPU || work.parameters <= CPU_UP_TO,
-            Some(_) => TRAINER_USES_GPU && work.parameters > CPU_ONLY_UP_TO,
-        };
-        table.machines.iter().filter(by_size).collect()
+        usable().collect()
     } else {
-        let find = |name: &String| {
-            table
-                .machine(name)
-                .ok_or_else(|| QuoteError::UnknownMachine { name: name.clone(), known: names(table.machines.iter()) })
+        let find = |name: &String| match table.machine(name) {
+            None => Err(QuoteError::UnknownMachine { name: name.clone(), known: names(usable()) }),
+            Some(machine) if machine.gpu_memory_gib.is_some() => {
+                Err(QuoteError::GpuUnused { name: name.clone(), known: names(usable()) })
+            }
+            Some(machine) => Ok(machine),
         };
         allowed.iter().map(find).collect::<Result<_, _>>()?
     };
@@ -336,24 +342,26 @@ mod tests {
     fn only_machines_that_the_trainer_can_use_are_offered() {
         let table = PriceTable::embedded().unwrap();
         let has_gpu = |name: &str| table.machine(name).unwrap().gpu_memory_gib.is_some();
-        let quoted = quoted(MINI, "", &[], &[]).unwrap();
-        assert!(
-            quoted.machines.iter().all(|c| TRAINER_USES_GPU || !has_gpu(&c.instance_type)),
-            "{:?}",
-            quoted.machines
-        );
+        let machines = quoted(MINI, "", &[], &[]).unwrap().machines;
+        assert!(machines.iter().all(|choice| !has_gpu(&choice.instance_type)), "{machines:?}");
+
+        let error = quoted(MINI, "machines.allowed = [\"c7i.large\", \"g5.xlarge\"]", &[], &[]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("g5.xlarge has a GPU") && text.contains("c7i.xlarge"), "{text}");
+        assert!(!text.contains("g4dn"), "what may be written has none: {text}");
+        assert_eq!(Failure::from(error).name, ErrorName::SettingsInvalid);
     }
 
     #[test]
     fn quota_zero_is_refused_with_code_and_need() {
-        let toml = "machines.allowed = [\"g5.xlarge\"]";
-        let error = quoted(MINI, toml, &[], &[("L-DB2E81BA", 0.0)]).unwrap_err();
+        let toml = "machines.allowed = [\"c7i.xlarge\"]";
+        let error = quoted(MINI, toml, &[], &[("L-1216C47A", 0.0)]).unwrap_err();
         assert_eq!(Failure::from(error.clone()).name, ErrorName::QuotaExceeded);
         let text = error.to_string();
-        assert!(text.contains("g5.xlarge needs 4 vCPUs") && text.contains("L-DB2E81BA is 0"), "{text}");
+        assert!(text.contains("c7i.xlarge needs 4 vCPUs") && text.contains("L-1216C47A is 0"), "{text}");
         // the spot quota is another one: with it the run goes ahead on spot alone
-        let spot = [offer("g5.xlarge", "us-east-1a", 400_000)];
-        let machines = quoted(MINI, toml, &spot, &[("L-DB2E81BA", 0.0), ("L-3819A6DF", 8.0)]).unwrap().machines;
+        let spot = [offer("c7i.xlarge", "us-east-1a", 70_000)];
+        let machines = quoted(MINI, toml, &spot, &[("L-1216C47A", 0.0), ("L-34B43A08", 8.0)]).unwrap().machines;
         assert!(machines.iter().all(|choice| choice.market == Market::Spot));
     }
 

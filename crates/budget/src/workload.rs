@@ -86,8 +86,7 @@ impl Workload {
     /// Whether the machine has the memory for it.
     #[must_use]
     pub fn fits(&self, machine: &Machine) -> bool {
-        let have = f64::from(machine.gpu_memory_gib.unwrap_or(machine.memory_gib));
-        self.memory_gib <= have * 0.9
+        self.memory_gib <= f64::from(machine.memory_gib) * 0.9
     }
 
     /// Predicted time on this machine, from its launch to its end.
@@ -128,6 +127,7 @@ pub(crate) mod tests {
             documents: Vec::new(),
             duplicates: Vec::new(),
             quarantined: 0,
+            unread: tunesmith_contract::documents::UnreadUploads::default(),
         }
     }
 
@@ -160,8 +160,11 @@ pub(crate) mod tests {
     fn a_large_model_needs_a_large_machine() {
         let table = PriceTable::embedded().unwrap();
         let work = of(SEVEN_B, &TrainingSettings { batch_size: 1, ..TrainingSettings::default() }, 768_000);
-        assert!(!work.fits(table.machine("g5.xlarge").unwrap()), "{}", work.memory_gib);
-        assert!(work.fits(table.machine("g6e.xlarge").unwrap()), "{}", work.memory_gib);
+        let machine = table.machine("c7i.2xlarge").unwrap();
+        assert!(!work.fits(machine), "{}", work.memory_gib);
+        let mut larger = machine.clone();
+        larger.memory_gib = 64;
+        assert!(work.fits(&larger), "{}", work.memory_gib);
         assert!(of(MINI, &TrainingSettings::default(), 768_000).fits(table.machine("c7i.large").unwrap()));
     }
 

@@ -32,6 +32,8 @@ struct Books {
 struct Limits {
     project: Usd,
     account: Usd,
+    /// What endpoints will cost meanwhile.
+    endpoints: Usd,
 }
 
 impl Books {
@@ -54,6 +56,8 @@ impl Books {
             account_limit: limits.account,
             project_budget: self.project.as_ref(),
             account_budget: self.account.as_ref(),
+            project_endpoints: limits.endpoints,
+            account_endpoints: limits.endpoints,
             record: self.runs.get(run),
             is_live: true,
             owner,
@@ -129,7 +133,7 @@ proptest! {
     /// their cap; and every dollar reserved is settled, returned or still open.
     #[test]
     fn a_budget_is_never_exceeded(events in prop::collection::vec(event(), 1..80)) {
-        let limits = Limits { project: usd(1_000_000), account: usd(1_500_000) };
+        let limits = Limits { project: usd(1_000_000), account: usd(1_500_000), endpoints: Usd::ZERO };
         let mut books = Books::default();
         for event in events {
             match event {
@@ -166,7 +170,8 @@ proptest! {
     }
 }
 
-const LIMITS: Limits = Limits { project: Usd::from_micros(1_000_000), account: Usd::from_micros(500_000_000) };
+const LIMITS: Limits =
+    Limits { project: Usd::from_micros(1_000_000), account: Usd::from_micros(500_000_000), endpoints: Usd::ZERO };
 
 #[test]
 fn what_was_reserved_is_settled_or_returned() {
@@ -235,6 +240,16 @@ fn a_lower_limit_holds_at_once_and_a_higher_one_lets_more_in() {
     let less = Limits { project: usd(100), ..LIMITS };
     let error = books.reserve(&run(3), "e3", usd(1), Owner::Alive, less).unwrap_err().to_string();
     assert!(error.contains("$0.00 is left"), "{error}");
+}
+
+#[test]
+fn a_training_leaves_the_money_of_what_is_live() {
+    let mut books = Books::default();
+    let limits = Limits { endpoints: usd(300_000), ..LIMITS };
+    let error = books.reserve(&run(1), "e1", usd(700_001), Owner::Alive, limits).unwrap_err().to_string();
+    assert!(error.contains("$0.30 what its endpoints") && error.contains("$0.70 is left"), "{error}");
+    assert!(books.reserve(&run(1), "e1", usd(700_000), Owner::Alive, limits).unwrap());
+    assert_eq!(books.project.as_ref().unwrap().reserved, usd(700_000), "left free, not reserved");
 }
 
 #[test]

@@ -125,6 +125,11 @@ pub enum QuarantineReason {
         /// The first problem.
         first: String,
     },
+    /// The reader died on it, each time: it ran out of memory or of time.
+    CrashedReader {
+        /// How often it was tried.
+        tries: u32,
+    },
 }
 
 impl QuarantineReason {
@@ -142,6 +147,7 @@ impl QuarantineReason {
             Self::ImageOnly { .. } => "image_only",
             Self::Unsupported { .. } => "unsupported",
             Self::NoUsableLine { .. } => "no_usable_line",
+            Self::CrashedReader { .. } => "crashed_reader",
         }
     }
 
@@ -171,6 +177,9 @@ impl QuarantineReason {
             Self::NoUsableLine { lines, first } => {
                 format!("none of {lines} lines is a chat example; the first problem: {first}")
             }
+            Self::CrashedReader { tries } => {
+                format!("the file crashed the reader: it ran out of memory or of time, {tries} time(s)")
+            }
         }
     }
 
@@ -190,6 +199,7 @@ impl QuarantineReason {
             Self::NoUsableLine { .. } => {
                 "give every line the form {\"messages\": [{\"role\": \"user\", \"content\": …}, {\"role\": \"assistant\", \"content\": …}]}"
             }
+            Self::CrashedReader { .. } => "split the file, or export it as Markdown or text, and upload that",
         }
     }
 }
@@ -225,6 +235,30 @@ pub struct SourceRecord {
     pub status: SourceStatus,
     /// When it was read.
     pub at: UnixTime,
+    /// Whether its owner has still to be told that it was refused. Whoever receives the event again tells.
+    #[serde(default)]
+    pub mail_due: bool,
+}
+
+/// Table item `READING#{path}` of a project: a reader has begun on an upload. It goes when the reader ends, however it ends; one
+/// that stays tells the next receiver of the event that the reader died.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadingRecord {
+    /// Of the event, as in [`SourceRecord::sequencer`].
+    pub sequencer: String,
+    /// How often a reader has begun on this very upload and not ended, this time included.
+    pub tries: u32,
+    /// When DynamoDB may delete the item.
+    pub ttl: i64,
+}
+
+/// Table item `REFUSALS#{hour}` of a project: how many refused files were to be mailed in an hour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalCount {
+    /// So many.
+    pub count: u64,
+    /// When DynamoDB may delete the item.
+    pub ttl: i64,
 }
 
 /// What became of an upload.
@@ -322,6 +356,35 @@ pub struct DatasetManifest {
     pub duplicates: Vec<Duplicate>,
     /// Number of quarantined files at the time.
     pub quarantined: u64,
+    /// Uploads that were left out because they had not been read when the dataset was made.
+    #[serde(default, skip_serializing_if = "UnreadUploads::is_empty")]
+    pub unread: UnreadUploads,
+}
+
+/// Uploads that a dataset was made without, because they were not read in time.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnreadUploads {
+    /// How many.
+    pub count: u64,
+    /// Paths of the first few, below the project folder.
+    pub first: Vec<String>,
+}
+
+impl UnreadUploads {
+    /// How many are named.
+    const NAMED: usize = 5;
+
+    /// These paths.
+    #[must_use]
+    pub fn new(paths: &[String]) -> Self {
+        Self { count: paths.len() as u64, first: paths.iter().take(Self::NAMED).cloned().collect() }
+    }
+
+    /// Whether nothing was left out.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 }
 
 /// A document left out as a (near) duplicate.

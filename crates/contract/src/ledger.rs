@@ -6,6 +6,8 @@
 //! | `BUDGET#{yyyy-mm}` | `{project}` | [`BudgetItem`] |
 //! | `PROJECT#{project}` | `RUN#{run}` | [`RunRecord`] |
 //! | `PROJECT#{project}` | `SOURCE#{path}` | [`crate::documents::SourceRecord`] |
+//! | `PROJECT#{project}` | `READING#{path}` | [`crate::documents::ReadingRecord`], while it is read |
+//! | `PROJECT#{project}` | `REFUSALS#{hour}` | [`crate::documents::RefusalCount`] |
 //! | `PROJECT#{project}` | `APPROVAL#{run}` | [`crate::approval::ApprovalRecord`] |
 //! | `PROJECT#{project}` | `LIVE` | [`crate::deployment::LiveRecord`] |
 //! | `LEASE` | `{attempt}` | [`Lease`] |
@@ -70,6 +72,18 @@ impl ItemKey {
     #[must_use]
     pub fn source(project: &ProjectId, path: &str) -> Self {
         Self::new(Self::project(project), format!("SOURCE#{path}"))
+    }
+
+    /// A source file that is being read.
+    #[must_use]
+    pub fn reading(project: &ProjectId, path: &str) -> Self {
+        Self::new(Self::project(project), format!("READING#{path}"))
+    }
+
+    /// Refused files of the hour that this is in.
+    #[must_use]
+    pub fn refusals(project: &ProjectId, now: UnixTime) -> Self {
+        Self::new(Self::project(project), format!("REFUSALS#{}", now.0.div_euclid(3600)))
     }
 
     /// An approval.
@@ -221,6 +235,9 @@ pub struct Lease {
     pub ended_at: Option<UnixTime>,
     /// Where the waiting state machine is told when the machine is lost.
     pub task_token: String,
+    /// `watch-costs` has stopped the machine and owes the mail about it: when the next look may send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_mail_due: Option<UnixTime>,
     /// When DynamoDB may delete the item; set when the lease is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<i64>,
@@ -277,6 +294,15 @@ pub struct EndpointMeter {
     pub metered_until: UnixTime,
 }
 
+impl EndpointMeter {
+    /// What its instances cost from when they were last charged until then.
+    #[must_use]
+    pub fn cost_until(&self, then: UnixTime) -> Usd {
+        let one = self.price_per_hour.per_hour_for(then.since(self.metered_until));
+        Usd::from_micros(one.micros().saturating_mul(i64::from(self.instances)))
+    }
+}
+
 /// An API key of the gateway. The secret itself is never stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKeyItem {
@@ -321,6 +347,7 @@ mod tests {
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),
+            stop_mail_due: None,
             ttl: None,
         }
     }

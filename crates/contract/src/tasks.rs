@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     approval::Verdict,
-    documents::SplitSize,
+    documents::{SplitSize, UnreadUploads},
     ids::{DatasetId, IndexId, ProjectId, RunId},
     job::TrainReport,
     money::Usd,
@@ -40,6 +40,8 @@ pub struct PreparedDataset {
     pub train: SplitSize,
     /// Test split.
     pub test: SplitSize,
+    /// Uploads it was made without: told in the mail that says training has started.
+    pub unread: UnreadUploads,
 }
 
 /// Input of `index-documents`.
@@ -288,6 +290,7 @@ pub struct VerifyEndpointInput {
 
 /// Input of `sweep-resources`: a schedule sends none of the fields, a failing pipeline sends both.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SweepResourcesInput {
     /// Only this project's.
     #[serde(default)]
@@ -307,6 +310,11 @@ pub struct SweptResources {
     /// Leases closed.
     pub closed_leases: Vec<String>,
 }
+
+/// Input of `watch-costs`: its schedule says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchCostsInput {}
 
 /// Output of `watch-costs`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tunesmith_contract::{
-    documents::{DatasetManifest, Duplicate, Example, ExtractedDocument, SplitSize},
+    documents::{DatasetManifest, Duplicate, Example, ExtractedDocument, SplitSize, UnreadUploads},
     ids::{DatasetId, DocumentId, ProjectId},
     settings::{DataSettings, TrainingSettings},
 };
@@ -190,6 +190,7 @@ impl Dataset {
             documents: self.documents.iter().map(|d| d.id.clone()).collect(),
             duplicates: self.duplicates.clone(),
             quarantined,
+            unread: UnreadUploads::default(),
         }
     }
 }

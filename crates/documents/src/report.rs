@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use tunesmith_contract::{
-    documents::{DatasetManifest, Example, QuarantineRecord, Role, SplitSize},
+    documents::{DatasetManifest, Example, QuarantineRecord, Role, SplitSize, UnreadUploads},
     ids::DocumentId,
 };
 
@@ -66,6 +66,7 @@ pub fn dataset_report(report: &DatasetReport<'_>) -> String {
     if dataset.split_by_section {
         out.push_str("<p class=\"warn\">There are too few documents to hold whole ones back, so the documents themselves were split. The test then says less about new documents: upload more.</p>\n");
     }
+    left_out(&mut out, &manifest.unread);
     out.push_str("<h2>Length of the training examples, in words</h2>\n");
     histogram(&mut out, &dataset.train);
     documents(&mut out, report);
@@ -77,6 +78,20 @@ pub fn dataset_report(report: &DatasetReport<'_>) -> String {
     }
     out.push_str("</body></html>\n");
     out
+}
+
+fn left_out(out: &mut String, unread: &UnreadUploads) {
+    if !unread.is_empty() {
+        let names: Vec<String> = unread.first.iter().map(|path| format!("<code>{}</code>", escape(path))).collect();
+        let dots = if unread.count > names.len() as u64 { ", …" } else { "" };
+        let _ = writeln!(
+            out,
+            "<p class=\"warn\">{} uploaded file(s) had not been read when this dataset was made, and are not in it: {}{dots}. \
+             When they have been read or refused, upload an empty file named _TRAIN again.</p>",
+            unread.count,
+            names.join(", ")
+        );
+    }
 }
 
 fn split_row(out: &mut String, name: &str, size: SplitSize) {

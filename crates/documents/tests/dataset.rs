@@ -7,7 +7,7 @@
 )]
 
 use tunesmith_contract::{
-    documents::{Example, ExtractedDocument, QuarantineReason},
+    documents::{DatasetManifest, Example, ExtractedDocument, QuarantineReason, UnreadUploads},
     ids::{DocumentId, ProjectId},
 };
 use tunesmith_documents::{
@@ -119,11 +119,15 @@ fn the_report_escapes_what_documents_say() {
     documents[0].title = "<script>alert(1)</script>".into();
     let dataset = build_dataset(documents, &PLAN).unwrap();
     let project: ProjectId = "handbook".parse().unwrap();
-    let manifest = dataset.manifest(&dataset.files().unwrap().id, &project, 1);
+    let manifest = DatasetManifest {
+        unread: UnreadUploads::new(&["<i>.md".to_owned(), "b.md".to_owned()]),
+        ..dataset.manifest(&dataset.files().unwrap().id, &project, 1)
+    };
     assert_eq!(manifest.train.documents + manifest.validation.documents + manifest.test.documents, 5);
     let record = quarantine_record(DocumentId::of(b"x"), project, "a<b>.pdf", QuarantineReason::ImageOnly { pages: 3 });
     let html = dataset_report(&DatasetReport { manifest: &manifest, dataset: &dataset, quarantine: &[record] });
     assert!(!html.contains("<script>") && html.contains("&lt;script&gt;"));
     assert!(html.contains("a&lt;b&gt;.pdf") && html.contains("none of the 3 pages holds text"));
+    assert!(html.contains("2 uploaded file(s) had not been read") && html.contains("&lt;i&gt;.md</code>, <code>b.md"));
     assert!(!html.contains("http://") && !html.contains("https://"), "self-contained");
 }

@@ -24,6 +24,25 @@ pub struct SqsMessage {
     pub message_id: String,
     /// What was sent.
     pub body: String,
+    /// What the queue says about it.
+    #[serde(default)]
+    pub attributes: SqsAttributes,
+}
+
+/// What a queue says about a message.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SqsAttributes {
+    /// How often it was handed out, this time included. A number, as text.
+    pub approximate_receive_count: String,
+}
+
+impl SqsMessage {
+    /// How often it was handed out, this time included; 1 when the queue does not say.
+    #[must_use]
+    pub fn receives(&self) -> u32 {
+        self.attributes.approximate_receive_count.parse().unwrap_or(1)
+    }
 }
 
 /// Which messages must come back.
@@ -66,10 +85,12 @@ mod tests {
     #[tokio::test]
     async fn only_what_failed_comes_back() {
         let batch: SqsBatch = serde_json::from_str(
-            r#"{"Records": [{"messageId": "a", "body": "good", "receiptHandle": "x"}, {"messageId": "b", "body": "bad"},
+            r#"{"Records": [{"messageId": "a", "body": "good", "receiptHandle": "x",
+                "attributes": {"ApproximateReceiveCount": "5", "SenderId": "x"}}, {"messageId": "b", "body": "bad"},
                 {"messageId": "c", "body": "panic"}, {"messageId": "d", "body": "good"}]}"#,
         )
         .unwrap();
+        assert_eq!(batch.records.iter().map(SqsMessage::receives).collect::<Vec<_>>(), [5, 1, 1, 1]);
         let answer = each_message(batch, async |message: &SqsMessage| match message.body.as_str() {
             "good" => Ok(()),
             "bad" => Err(Failure::new(ErrorName::InvalidInput, "bad")),

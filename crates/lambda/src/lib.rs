@@ -11,7 +11,7 @@ mod metric;
 mod run;
 mod storage;
 
-pub use batch::{BatchAnswer, SqsBatch, SqsMessage, each_message};
+pub use batch::{BatchAnswer, SqsAttributes, SqsBatch, SqsMessage, each_message};
 pub use clock::now;
 pub use environment::{Environment, SettingError};
 pub use metric::{Metric, Unit, metric_line, publish_metrics};

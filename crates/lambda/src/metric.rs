@@ -2,7 +2,7 @@
 //!
 //! Source: Amazon CloudWatch User Guide, "Specification: Embedded metric format".
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use serde_json::{Map, Value, json};
 use tunesmith_contract::UnixTime;
@@ -45,6 +45,16 @@ pub struct Metric {
     pub value: f64,
 }
 
+/// What every invocation reports: how long it took, which counts it too (the metric's `SampleCount`), and whether it failed. Two
+/// metrics and not three: a custom metric costs $0.30 a month beyond the first ten, and functions on a schedule always report.
+#[must_use]
+pub(crate) fn invocation(took: Duration, failed: bool) -> [Metric; 2] {
+    [
+        Metric { name: "Duration", unit: Unit::Seconds, value: took.as_secs_f64() },
+        Metric { name: "Errors", unit: Unit::Count, value: f64::from(u8::from(failed)) },
+    ]
+}
+
 /// The log line that carries these metrics. `function` is the one dimension: each project of its own would be a metric of
 /// its own, at $0.30 a month.
 #[must_use]
@@ -79,6 +89,15 @@ pub fn publish_metrics(at: UnixTime, metrics: &[Metric]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_invocation_reports_its_time_and_whether_it_failed() {
+        let line = |failed| metric_line(UnixTime(7), "f", &invocation(Duration::from_millis(1500), failed));
+        let read = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+        let (failed, done) = (read(line(true)), read(line(false)));
+        assert_eq!((failed["Duration"].as_f64(), failed["Errors"].as_f64()), (Some(1.5), Some(1.0)));
+        assert_eq!(done["Errors"].as_f64(), Some(0.0), "a function that works says so");
+    }
 
     #[test]
     fn the_line_is_what_cloudwatch_reads() {

@@ -1,6 +1,6 @@
 //! From an invocation to a typed result or a named failure.
 
-use std::{any::Any, fmt::Debug, panic::AssertUnwindSafe};
+use std::{any::Any, fmt::Debug, panic::AssertUnwindSafe, time::Instant};
 
 use futures::{FutureExt as _, Stream};
 use lambda_runtime::{Diagnostic, IntoFunctionResponse, LambdaEvent, service_fn};
@@ -10,7 +10,10 @@ use tracing::Instrument as _;
 use tracing_subscriber::EnvFilter;
 use tunesmith_contract::error_name::{ErrorName, Failure};
 
-use crate::Environment;
+use crate::{
+    Environment,
+    metric::{invocation, publish_metrics},
+};
 
 /// The Lambda runtime ended: its API could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +27,7 @@ pub struct RunError(lambda_runtime::Error);
 ///
 /// `handle` gets the parsed input. Input of another shape is `InvalidInput`; a panic is `Internal`. Logs carry the request
 /// and, where the input names them, project and run; never the input itself. The result is JSON, or a
-/// [`lambda_runtime::StreamResponse`].
+/// [`lambda_runtime::StreamResponse`]. Every invocation reports its time and whether it failed.
 ///
 /// # Errors
 /// Only when the runtime API cannot be reached.
@@ -57,10 +60,12 @@ where
             run = %field("run")
         );
         async move {
+            let began = Instant::now();
             let done = match context {
                 Ok(context) => guarded(context, handle, event.payload).await,
                 Err(failure) => Err(failure.clone()),
             };
+            publish_metrics(crate::now(), &invocation(began.elapsed(), done.is_err()));
             done.map_err(|failure| {
                 tracing::error!(error = %failure.name, cause = %failure.message, "failed");
                 diagnostic(&failure)

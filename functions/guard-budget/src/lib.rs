@@ -21,11 +21,11 @@ use tunesmith_aws::{
 };
 use tunesmith_budget::{Owner, ReserveInput, ReservePlan, SettleInput, SettlePlan, plan_reserve, plan_settle};
 use tunesmith_contract::{
-    ErrorName, ProjectId, ProjectSettings, RunId, S3Uri, UnixTime, Usd,
+    ErrorName, ProjectId, ProjectSettings, RunId, S3Uri, Seconds, UnixTime, Usd,
     deployment::LiveRecord,
     error_name::Failure,
     keys::{uploads, workspace},
-    ledger::{BudgetItem, ItemKey, Lease, RunRecord, RunStatus},
+    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, RunRecord, RunStatus},
     plan::Plan,
     tasks::{GuardAction, GuardBudgetEvent, GuardBudgetInput, GuardOutcome, GuardedBudget, ReclaimedBudgets},
 };
@@ -148,6 +148,7 @@ async fn reserve(
     let month = now.month();
     for attempt in 0..TRIES {
         let books = read(&input.project, &input.run, &month, clients).await?;
+        let endpoints: Vec<EndpointMeter> = clients.table.query("ENDPOINT", "").await?;
         let decision = plan_reserve(&ReserveInput {
             project: &input.project,
             run: &input.run,
@@ -158,6 +159,12 @@ async fn reserve(
             account_limit: settings.account_limit,
             project_budget: books.project.as_ref(),
             account_budget: books.account.as_ref(),
+            project_endpoints: cost_meanwhile(
+                endpoints.iter().filter(|e| e.project == input.project),
+                plan.max_time,
+                now,
+            ),
+            account_endpoints: cost_meanwhile(endpoints.iter(), plan.max_time, now),
             record: books.record.as_ref(),
             is_live: is_live(&books, clients).await?,
             owner: owner(&books, &input.execution, clients).await?,
@@ -189,6 +196,14 @@ async fn reserve(
         pause(&input.execution, attempt).await;
     }
     Err(contended(input))
+}
+
+/// What endpoints cost while a run may last, from when they were last charged, and until `watch-costs` has looked twice more:
+/// that is how far ahead it looks when it decides whether they must be deleted.
+fn cost_meanwhile<'a>(endpoints: impl Iterator<Item = &'a EndpointMeter>, longest: Seconds, now: UnixTime) -> Usd {
+    const LOOKS_AHEAD: Seconds = Seconds(600);
+    let until = now.after(longest).after(LOOKS_AHEAD);
+    endpoints.map(|endpoint| endpoint.cost_until(until)).sum()
 }
 
 /// How settling ended.

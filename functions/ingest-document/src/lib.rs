@@ -1,11 +1,14 @@
 //! Lambda function `ingest-document`: every upload is read or refused, once.
 //!
 //! Promise: the newest upload of a path wins, in whatever order its events arrive and however often; a file that cannot be used
-//! has a quarantine record and a mail with reason and remedy, and stops no other; a file over the size limit is refused
-//! without being read. The `SOURCE` item is written last: an event that was cut off half-way is done again as a whole.
+//! has a quarantine record and a mail with reason and remedy ([`refusal`]), and stops no other; so has one that kills the reader
+//! ([`reading`]); a file over the size limit is refused without being read. The `SOURCE` item is written after everything that
+//! it speaks of: an event that was cut off half-way is done again as a whole. It says whether a mail is still owed.
 
 pub mod event;
 pub mod mail;
+mod reading;
+pub mod refusal;
 
 use tunesmith_aws::{
     dynamodb::{Conditional, Expression, Table},
@@ -63,6 +66,8 @@ pub struct Settings {
     pub schedule_group: String,
     /// Queue of schedules that could not start the pipeline.
     pub schedule_dead_letters_arn: String,
+    /// How often a message is handed out before it is a dead letter.
+    pub max_receives: u32,
 }
 
 impl Settings {
@@ -78,6 +83,7 @@ impl Settings {
             scheduler_role_arn: environment.text("SCHEDULER_ROLE_ARN")?,
             schedule_group: environment.text("SCHEDULE_GROUP")?,
             schedule_dead_letters_arn: environment.text("SCHEDULE_DEAD_LETTERS_ARN")?,
+            max_receives: environment.parsed("MAX_RECEIVES")?,
         })
     }
 }
@@ -85,7 +91,10 @@ impl Settings {
 /// Handles a batch; only the messages that failed come back.
 pub async fn handle(batch: SqsBatch, clients: &Clients, settings: &Settings, now: UnixTime) -> BatchAnswer {
     each_message(batch, async |message: &SqsMessage| match event::task(&message.body)? {
-        Task::Read(subject) => read(&subject, clients, settings, now).await,
+        Task::Read(subject) => {
+            let is_last = message.receives() >= settings.max_receives;
+            read(&subject, is_last, clients, settings, now).await
+        }
         Task::Forget(subject) => forget(&subject, clients, settings, now).await,
         Task::CheckSettings(subject) => check_settings(&subject, clients).await,
         Task::Train(subject) => train(&subject, clients, settings).await,
@@ -106,13 +115,22 @@ enum Outcome {
     Gone,
 }
 
-async fn read(subject: &Subject, clients: &Clients, settings: &Settings, now: UnixTime) -> Result<(), Failure> {
+async fn read(
+    subject: &Subject,
+    is_last: bool,
+    clients: &Clients,
+    settings: &Settings,
+    now: UnixTime,
+) -> Result<(), Failure> {
     let ObjectKey { project, path } = &subject.key;
-    if is_superseded(subject, clients).await? {
-        tracing::info!(%project, path, "a repeated or older event: nothing to do");
-        return Ok(());
+    if let Some(known) = known(subject, clients).await?.filter(|known| known.sequencer >= subject.sequencer) {
+        tracing::info!(%project, path, "a repeated or older event: nothing to read");
+        if known.sequencer > subject.sequencer {
+            return Ok(()); // whoever receives the later event tells
+        }
+        return refusal::tell(project, known, clients, settings, now).await;
     }
-    let (document, status) = match extract(subject, clients).await? {
+    let (document, status) = match reading::extract(subject, is_last, clients, now).await? {
         Outcome::Gone => {
             tracing::info!(%project, path, "deleted before it was read");
             return Ok(());
@@ -127,61 +145,69 @@ async fn read(subject: &Subject, clients: &Clients, settings: &Settings, now: Un
         Outcome::Refused(record) => {
             let uri = S3Uri::new(&settings.storage.workspace_bucket, workspace::quarantine(project, &record.id));
             clients.s3.put_json(&uri, &record).await?;
-            send(clients, &mail::quarantined(&record)).await?;
             tracing::warn!(%project, path, document = %record.id, reason = record.reason.name(), "refused");
             (record.id, SourceStatus::Quarantined)
         }
     };
     schedule(project, clients, settings, now).await?;
-    record_source(subject, document, status, clients, now).await?;
     let count = |name, of| Metric { name, unit: Unit::Count, value: f64::from(u8::from(status == of)) };
-    publish_metrics(
-        now,
-        &[count("DocumentsRead", SourceStatus::Extracted), count("DocumentsRefused", SourceStatus::Quarantined)],
-    );
+    let counts =
+        [count("DocumentsRead", SourceStatus::Extracted), count("DocumentsRefused", SourceStatus::Quarantined)];
+    if let Some(record) = record_source(subject, document, status, clients, now).await? {
+        refusal::tell(project, record, clients, settings, now).await?;
+    }
+    publish_metrics(now, &counts);
     Ok(())
+}
+
+/// A refusal of what was never read, so it is named by what it is called: key and version.
+fn unread(subject: &Subject, reason: QuarantineReason) -> Outcome {
+    let ObjectKey { project, path } = &subject.key;
+    let name = format!("{}\n{}\n{}", subject.key, subject.version.as_deref().unwrap_or_default(), reason.message());
+    Outcome::Refused(quarantine_record(DocumentId::of(name.as_bytes()), project.clone(), path, reason))
 }
 
 async fn extract(subject: &Subject, clients: &Clients) -> Result<Outcome, Failure> {
     let limits = Limits::default();
-    let ObjectKey { project, path } = &subject.key;
-    let unread = |reason: QuarantineReason| {
-        // never read, so named by what it is called: key and version
-        let name = format!("{}\n{}\n{}", subject.key, subject.version.as_deref().unwrap_or_default(), reason.message());
-        Outcome::Refused(quarantine_record(DocumentId::of(name.as_bytes()), project.clone(), path, reason))
-    };
     if let Some(Err(reason)) = subject.bytes.map(|bytes| limits.check_size(bytes)) {
-        return Ok(unread(reason));
+        return Ok(unread(subject, reason));
     }
     let uri = S3Uri::new(&subject.bucket, subject.key.to_string());
     let bytes = match clients.s3.get(&uri, limits.object_bytes).await? {
         Fetched::Missing => return Ok(Outcome::Gone),
         // replaced by a larger file since the event
         Fetched::TooLarge { bytes } => {
-            return Ok(unread(QuarantineReason::TooLarge { bytes, limit: limits.object_bytes }));
+            return Ok(unread(subject, QuarantineReason::TooLarge { bytes, limit: limits.object_bytes }));
         }
         Fetched::Bytes(bytes) => bytes,
     };
-    let (project, path) = (project.clone(), path.clone());
+    let ObjectKey { project, path } = subject.key.clone();
     let work = move || match read_document(&path, &bytes, &limits) {
         Ok(document) => Outcome::Extracted(document),
         Err(reason) => Outcome::Refused(quarantine_record(DocumentId::of(&bytes), project, &path, reason)),
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Failure::new(ErrorName::Internal, format!("reading {} stopped: {error}", subject.key)))
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => Ok(outcome),
+        // the same bytes would panic again
+        Err(error) if error.is_panic() => {
+            tracing::error!(key = %subject.key, %error, "a document made the reader panic: a defect");
+            Ok(unread(subject, QuarantineReason::CrashedReader { tries: 1 }))
+        }
+        Err(error) => Err(Failure::new(ErrorName::Internal, format!("reading {} stopped: {error}", subject.key))),
+    }
 }
 
 /// A deleted document is forgotten, unless the object is there again: a deleted old version says nothing about the newest.
 async fn forget(subject: &Subject, clients: &Clients, settings: &Settings, now: UnixTime) -> Result<(), Failure> {
     let ObjectKey { project, path } = &subject.key;
     let uri = S3Uri::new(&subject.bucket, subject.key.to_string());
-    if is_superseded(subject, clients).await? || clients.s3.head(&uri).await?.is_some() {
+    let is_superseded = known(subject, clients).await?.is_some_and(|known| known.sequencer >= subject.sequencer);
+    if is_superseded || clients.s3.head(&uri).await?.is_some() {
         return Ok(());
     }
     schedule(project, clients, settings, now).await?;
     tracing::info!(%project, path, "deleted");
-    record_source(subject, DocumentId::of(b""), SourceStatus::Deleted, clients, now).await
+    record_source(subject, DocumentId::of(b""), SourceStatus::Deleted, clients, now).await.map(drop)
 }
 
 async fn check_settings(subject: &Subject, clients: &Clients) -> Result<(), Failure> {
@@ -240,30 +266,33 @@ async fn project_settings(
     Ok(ProjectSettings::of_upload(clients.s3.get_text(&uri).await?.as_deref()))
 }
 
-/// Whether this event, or a later one of the same path, was dealt with before.
-async fn is_superseded(subject: &Subject, clients: &Clients) -> Result<bool, Failure> {
-    let key = ItemKey::source(&subject.key.project, &subject.key.path);
-    let known: Option<SourceRecord> = clients.table.get(&key).await?;
-    Ok(known.is_some_and(|known| known.sequencer >= subject.sequencer))
+/// What is known of this path: this very event, or an earlier or later one, was dealt with before.
+async fn known(subject: &Subject, clients: &Clients) -> Result<Option<SourceRecord>, Failure> {
+    Ok(clients.table.get(&ItemKey::source(&subject.key.project, &subject.key.path)).await?)
 }
 
+/// Writes what became of an upload, unless a later event was faster; then there is no record.
 async fn record_source(
     subject: &Subject,
     document: DocumentId,
     status: SourceStatus,
     clients: &Clients,
     now: UnixTime,
-) -> Result<(), Failure> {
+) -> Result<Option<SourceRecord>, Failure> {
     let ObjectKey { project, path } = &subject.key;
-    let record = SourceRecord { path: path.clone(), document, sequencer: subject.sequencer.clone(), status, at: now };
+    let mail_due = status == SourceStatus::Quarantined;
+    let sequencer = subject.sequencer.clone();
+    let record = SourceRecord { path: path.clone(), document, sequencer, status, at: now, mail_due };
     let newest = Expression::new("attribute_not_exists(pk) OR #sequencer < :sequencer")
         .name("#sequencer", "sequencer")
         .value(":sequencer", &subject.sequencer);
     match clients.table.put_if(&ItemKey::source(project, path), &record, newest).await? {
-        Conditional::Done(()) => {}
-        Conditional::ConditionFailed => tracing::info!(%project, path, "a later event was faster"),
+        Conditional::Done(()) => Ok(Some(record)),
+        Conditional::ConditionFailed => {
+            tracing::info!(%project, path, "a later event was faster");
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 async fn send(clients: &Clients, mail: &Mail) -> Result<(), Failure> {

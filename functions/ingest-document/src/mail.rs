@@ -1,5 +1,6 @@
 //! Mails to a project's owner. No I/O.
 
+use crate::refusal::SINGLE_MAILS;
 use tunesmith_contract::{ProjectId, documents::QuarantineRecord, keys::KeyError, settings::SettingsError};
 
 /// Subject and text.
@@ -11,15 +12,29 @@ pub struct Mail {
     pub body: String,
 }
 
-/// A file was refused.
+/// A file was refused. `path` is its name; another file with the same content may have been refused first.
 #[must_use]
-pub fn quarantined(record: &QuarantineRecord) -> Mail {
+pub fn quarantined(record: &QuarantineRecord, path: &str) -> Mail {
     Mail {
-        subject: format!("Tunesmith {}: {} was refused", record.project, record.path),
+        subject: format!("Tunesmith {}: {path} was refused", record.project),
         body: format!(
             "File:    {}/{}\nReason:  {}\nRemedy:  {}\n\nAll other files of the project go on. The record of this refusal is \
              projects/{}/quarantine/{}.json in the workspace bucket.\n",
-            record.project, record.path, record.message, record.remedy, record.project, record.id
+            record.project, path, record.message, record.remedy, record.project, record.id
+        ),
+    }
+}
+
+/// More files are refused than are mailed one by one.
+#[must_use]
+pub fn many_quarantined(project: &ProjectId) -> Mail {
+    Mail {
+        subject: format!("Tunesmith {project}: many files are refused"),
+        body: format!(
+            "More than {SINGLE_MAILS} files of {project} were refused within an hour. To spare you a mail for each, no more are \
+             sent until the hour is over.\n\nEvery refused file has a record with reason and remedy below \
+             projects/{project}/quarantine/ in the workspace bucket, and a line in the report of the next dataset \
+             (projects/{project}/datasets/<dataset>/report.html). All other files of the project go on.\n"
         ),
     }
 }
@@ -59,7 +74,7 @@ mod tests {
             "Fahrgäste + Hunde.pdf",
             QuarantineReason::Encrypted,
         );
-        let mail = quarantined(&record);
+        let mail = quarantined(&record, &record.path);
         assert!(mail.subject.contains("Fahrgäste + Hunde.pdf"));
         for part in ["handbook/Fahrgäste + Hunde.pdf", "protected by a password", "save a copy without a password"] {
             assert!(mail.body.contains(part), "{}", mail.body);

@@ -109,6 +109,7 @@ pub fn lease(record: &RunRecord, machine: &MachineChoice, attempt: &str, task_to
         metered: Usd::ZERO,
         ended_at: None,
         task_token: task_token.to_owned(),
+        stop_mail_due: None,
         ttl: None,
     }
 }

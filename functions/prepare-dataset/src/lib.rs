@@ -2,17 +2,18 @@
 //!
 //! Promise: the dataset's id is the hash of its content, so the same documents give the same dataset, however often and in
 //! whatever order they were uploaded; the manifest is written last, so a dataset with a manifest is whole. Uploads that are
-//! still being read are waited for, at most two minutes.
+//! still being read are waited for ([`patience`]); what was not read in time is named in manifest, report and answer.
 
+pub mod patience;
 pub mod sources;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tunesmith_aws::{dynamodb::Table, s3::S3};
 use tunesmith_contract::{
     DocumentId, ErrorName, ProjectId, ProjectSettings, S3Uri, UnixTime,
-    documents::{ExtractedDocument, QuarantineRecord, SourceRecord},
+    documents::{DatasetManifest, ExtractedDocument, QuarantineRecord, SourceRecord, UnreadUploads},
     error_name::Failure,
     keys::{uploads, workspace},
     ledger::ItemKey,
@@ -21,8 +22,8 @@ use tunesmith_contract::{
 use tunesmith_documents::{DatasetError, DatasetPlan, DatasetReport, build_dataset, dataset_report};
 use tunesmith_lambda::{Metric, Storage, Unit, publish_metrics};
 
-/// Uploads are read within seconds; a queue that is behind by more than this has a problem that waiting does not solve.
-const WAIT: Duration = Duration::from_secs(120);
+use crate::patience::Patience;
+
 /// Time between looks.
 const LOOK: Duration = Duration::from_secs(2);
 /// Documents read from S3 at the same time.
@@ -50,7 +51,7 @@ pub async fn handle(
     let project = input.project;
     let uploaded = S3Uri::new(&storage.documents_bucket, uploads::settings(&project));
     let rules = ProjectSettings::of_upload(clients.s3.get_text(&uploaded).await?.as_deref())?;
-    let sources = settled_sources(&project, clients, storage).await?;
+    let (sources, unread) = settled_sources(&project, clients, storage).await?;
     let chosen = sources::choose(&sources);
     let documents: Vec<ExtractedDocument> =
         read(&chosen.documents, |id| workspace::document(&project, id), clients, storage).await?;
@@ -58,18 +59,19 @@ pub async fn handle(
         read(&chosen.quarantined, |id| workspace::quarantine(&project, id), clients, storage).await?;
 
     let plan = DatasetPlan::new(&rules.data, &rules.training);
-    let name = project.clone();
+    let (name, left_out) = (project.clone(), unread.count);
     let made = tokio::task::spawn_blocking(move || {
         let dataset = build_dataset(documents, &plan)?;
         let files = dataset.files()?;
         let manifest = dataset.manifest(&files.id, &name, quarantine.len() as u64);
+        let manifest = DatasetManifest { unread, ..manifest };
         let report = dataset_report(&DatasetReport { manifest: &manifest, dataset: &dataset, quarantine: &quarantine });
         Ok((files, manifest, report))
     });
     let (files, manifest, report) = made
         .await
         .map_err(|error| Failure::new(ErrorName::Internal, format!("building the dataset: {error}")))?
-        .map_err(|error| failure(&error))?;
+        .map_err(|error| failure(&error, left_out))?;
 
     let folder = S3Uri::new(&storage.workspace_bucket, workspace::dataset(&project, &files.id));
     for (name, bytes) in
@@ -83,36 +85,37 @@ pub async fn handle(
     let documents = manifest.documents.len() as u64;
     tracing::info!(
         dataset = %manifest.dataset, documents, quarantined = manifest.quarantined,
-        duplicates = manifest.duplicates.len(), train_words = manifest.train.words, test_words = manifest.test.words,
+        unread = manifest.unread.count, duplicates = manifest.duplicates.len(), train_words = manifest.train.words, test_words = manifest.test.words,
         "dataset prepared"
     );
     let count = |name, value: u64| Metric { name, unit: Unit::Count, value: value as f64 };
     publish_metrics(now, &[count("DatasetDocuments", documents), count("TrainingWords", manifest.train.words)]);
-    Ok(PreparedDataset { dataset: manifest.dataset, documents, train: manifest.train, test: manifest.test })
+    let DatasetManifest { dataset, train, test, unread, .. } = manifest;
+    Ok(PreparedDataset { dataset, documents, train, test, unread })
 }
 
-/// What is known of every upload, once every upload is known. `_TRAIN` may arrive before the last document was read.
+/// What is known of every upload, once every upload is known, and what is left out. `_TRAIN` may arrive before the last
+/// document was read.
 async fn settled_sources(
     project: &ProjectId,
     clients: &Clients,
     storage: &Storage,
-) -> Result<Vec<SourceRecord>, Failure> {
+) -> Result<(Vec<SourceRecord>, UnreadUploads), Failure> {
     let folder = S3Uri::new(&storage.documents_bucket, format!("{project}/"));
-    let mut waited = Duration::ZERO;
+    let (began, mut patience) = (Instant::now(), Patience::default());
     loop {
         let uploads = clients.s3.list(&folder).await?;
         let sources: Vec<SourceRecord> = clients.table.query(&ItemKey::project(project), "SOURCE#").await?;
         let pending = sources::pending(&uploads, &sources);
         if pending.is_empty() {
-            return Ok(sources);
+            return Ok((sources, UnreadUploads::default()));
         }
-        if waited >= WAIT {
+        if !patience.waits_for(pending.len(), began.elapsed()) {
             // going on without them is better than a project that one unreadable file blocks for ever
             tracing::warn!(?pending, "uploads that were not read in time are left out; see the dead-letter queue");
-            return Ok(sources);
+            return Ok((sources, UnreadUploads::new(&pending)));
         }
         tokio::time::sleep(LOOK).await;
-        waited += LOOK;
     }
 }
 
@@ -135,10 +138,16 @@ async fn read<T: serde::de::DeserializeOwned>(
         .await
 }
 
-fn failure(error: &DatasetError) -> Failure {
+fn failure(error: &DatasetError, left_out: u64) -> Failure {
     let name = match error {
         DatasetError::NotEnoughText { .. } | DatasetError::CannotSplit { .. } => ErrorName::NotEnoughText,
         _ => ErrorName::Internal,
     };
-    Failure::new(name, error.to_string())
+    let message = match left_out {
+        0 => error.to_string(),
+        files => {
+            format!("{error}; {files} uploaded file(s) had not been read in time: start again when they have been")
+        }
+    };
+    Failure::new(name, message)
 }

@@ -59,6 +59,7 @@ mod tests {
             sequencer: "0".into(),
             status,
             at: UnixTime(100),
+            mail_due: false,
         }
     }
 

@@ -46,6 +46,8 @@ pub struct Settings {
     pub workspace_bucket: String,
     /// `ANSWER_URL`
     pub answer_url: String,
+    /// `APPROVE_DEPLOYMENT_ARN`
+    pub approve_deployment_arn: String,
 }
 
 /// The secret in the link: a hash of the task token, which nobody but Step Functions and the table knows. So a retry sends the
@@ -109,6 +111,7 @@ pub async fn handle(
         price: &price,
         live_run: live.as_ref().map(|l| &l.run),
         answer_url: &settings.answer_url,
+        approve_deployment_arn: &settings.approve_deployment_arn,
         secret: &secret,
     };
     clients.notifications.publish(&question.subject(), &question.body()).await?;

@@ -22,6 +22,8 @@ pub struct Question<'a> {
     pub live_run: Option<&'a RunId>,
     /// Base address of the decision page.
     pub answer_url: &'a str,
+    /// ARN of the state machine that answers.
+    pub approve_deployment_arn: &'a str,
     /// The one-time secret of the link.
     pub secret: &'a str,
 }
@@ -32,6 +34,13 @@ impl Question<'_> {
     pub fn link(&self) -> String {
         let base = self.answer_url.trim_end_matches('/');
         format!("{base}/?project={}&run={}&secret={}", self.project, self.run, self.secret)
+    }
+
+    /// Page of the state machine that answers, in the console of its region.
+    fn console(&self) -> String {
+        let arn = self.approve_deployment_arn;
+        let region = arn.split(':').nth(3).unwrap_or_default();
+        format!("https://{region}.console.aws.amazon.com/states/home?region={region}#/statemachines/view/{arn}")
     }
 
     /// Subject, at most 100 ASCII characters as SNS wants it.
@@ -96,11 +105,14 @@ impl Question<'_> {
             "\nIf it goes wrong: {rollback}\n\n\
              Three ways to answer, within 7 days (silence means no):\n\n\
              1. Open this page, look at the samples and press a button:\n   {link}\n\n\
-             2. In the Step Functions console start the state machine approve-deployment with this input\n   \
-             (or with \"verdict\":\"reject\"):\n   {approve}\n\n\
-             3. On the command line:\n   aws stepfunctions start-execution --state-machine-arn <ApproveDeploymentArn> \\\n     \
+             2. In the Step Functions console open {name}\n   {console}\n   \
+             and start it with this input (or with \"verdict\":\"reject\"):\n   {approve}\n\n\
+             3. On the command line:\n   aws stepfunctions start-execution --state-machine-arn {arn} \\\n     \
              --input '{approve}'\n",
             link = self.link(),
+            name = self.approve_deployment_arn.rsplit(':').next().unwrap_or_default(),
+            console = self.console(),
+            arn = self.approve_deployment_arn,
             approve = input("approve"),
         );
         text
@@ -147,6 +159,7 @@ mod tests {
             price: &price,
             live_run: None,
             answer_url: "https://x.lambda-url.us-east-1.on.aws/",
+            approve_deployment_arn: "arn:aws:states:us-east-1:123456789012:stateMachine:tunesmith-approve-deployment",
             secret: "abc",
         };
         let body = question.body();
@@ -157,11 +170,15 @@ mod tests {
             "it is deleted again",
             "https://x.lambda-url.us-east-1.on.aws/?project=handbook&run=run-0123456789ab&secret=abc",
             r#"{"project":"handbook","run":"run-0123456789ab","verdict":"approve"}"#,
+            "open tunesmith-approve-deployment\n",
+            "https://us-east-1.console.aws.amazon.com/states/home?region=us-east-1#/statemachines/view/arn:aws:states:us-east-1:123456789012:stateMachine:tunesmith-approve-deployment\n",
+            "--state-machine-arn arn:aws:states:us-east-1:123456789012:stateMachine:tunesmith-approve-deployment \\\n",
             "silence means no",
             "nothing is billed while nobody asks; an hour of answering costs $0.288000",
         ] {
             assert!(body.contains(part), "{part}\n---\n{body}");
         }
+        assert!(!body.contains('<'), "a shell reads < as a redirection: {body}");
         assert!(question.subject().len() <= 100 && question.subject().is_ascii());
 
         let hour = Usd::from_micros(1_408_000);

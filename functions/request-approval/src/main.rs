@@ -17,6 +17,7 @@ async fn main() -> Result<(), RunError> {
             let settings = Settings {
                 workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
                 answer_url: environment.text("ANSWER_URL")?,
+                approve_deployment_arn: environment.text("APPROVE_DEPLOYMENT_ARN")?,
             };
             Ok((clients, settings))
         },

@@ -42,8 +42,9 @@ pub struct Clients {
 /// # Errors
 /// AWS errors; every step may be repeated.
 pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime) -> Result<SweptResources, Failure> {
-    let leases: Vec<Lease> = clients.table.query("LEASE", "").await?;
-    let found = clients.ec2.machines_tagged(ATTEMPT_TAG, None).await?;
+    let found = async { Ok(clients.ec2.machines_tagged(ATTEMPT_TAG, None).await?) };
+    let leases = async { Ok(clients.table.query("LEASE", "").await?) };
+    let (found, leases): (_, Vec<Lease>) = machines_then_leases(found, leases).await?;
     let machines: Vec<Machine> = found
         .into_iter()
         .filter_map(|m| {
@@ -92,6 +93,16 @@ pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime
     Ok(swept)
 }
 
+/// Machines are listed before leases are read. A lease is written before its machine is launched: so every machine that was
+/// listed has a lease that is read, or none. The other way round, a machine launched between the two would look like an orphan.
+async fn machines_then_leases<M, L>(
+    machines: impl Future<Output = Result<M, Failure>>,
+    leases: impl Future<Output = Result<L, Failure>>,
+) -> Result<(M, L), Failure> {
+    let machines = machines.await?;
+    Ok((machines, leases.await?))
+}
+
 /// The machine has from now on the time that [`sweep`] leaves a revoked one; its trainer sees this within 30 s.
 async fn revoke(lease: &Lease, clients: &Clients, now: UnixTime) -> Result<(), Failure> {
     let revoked = Expression::new("SET #status = :revoked, expires_at = :now")
@@ -117,4 +128,30 @@ async fn ended(leases: &[Lease], clients: &Clients) -> Result<BTreeSet<String>, 
         }
     }
     Ok(ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_machine_launched_while_a_sweep_looks_is_no_orphan() {
+        // (leases, machines); whoever looks second sees what was launched after the first look
+        let world = RefCell::new((Vec::new(), Vec::new()));
+        let looks = RefCell::new(0);
+        let look = || {
+            *looks.borrow_mut() += 1;
+            if *looks.borrow() == 2 {
+                world.replace((vec!["a"], vec!["a"]));
+            }
+            world.borrow().clone()
+        };
+        let (machines, leases) =
+            machines_then_leases(async { Ok(look().1) }, async { Ok(look().0) }).await.unwrap_or_default();
+        assert_eq!(leases, ["a"]);
+        assert!(machines.iter().all(|machine| leases.contains(machine)), "an orphan: {machines:?} of {leases:?}");
+        assert!(machines.is_empty(), "machines were listed first");
+    }
 }

@@ -11,6 +11,11 @@ use tunesmith_contract::{
 /// lease every 30 s, finishes a step and uploads a checkpoint; AWS itself gives two minutes on a spot notice.
 const GRACE: Seconds = Seconds(120);
 
+/// A machine that EC2 does not show is lost only this long after its lease was written. `launch-training` asks for machines
+/// up to its time limit (two minutes) after that, and DescribeInstances may not show a new machine for some minutes more.
+/// Source: Amazon EC2 API Reference, "Eventual consistency".
+const NOT_SHOWN_YET: Seconds = Seconds(240);
+
 /// A machine as EC2 shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -72,13 +77,15 @@ pub fn sweep(scope: Scope<'_>, seen: Seen<'_>) -> Sweep {
         if !concerned || !is_open {
             continue;
         }
-        let is_running = machine.is_some_and(|m| m.is_running);
         let over = match scope {
             Scope::Run(_) => true,
             Scope::All => {
                 let is_revoked = lease.status == LeaseStatus::Revoked;
                 let expired = now >= if is_revoked { lease.expires_at.after(GRACE) } else { lease.expires_at };
-                let vanished = lease.instance_id.is_some() && !is_running;
+                let vanished = match machine {
+                    Some(machine) => !machine.is_running,
+                    None => lease.instance_id.is_some() && now >= lease.launched_at.after(NOT_SHOWN_YET),
+                };
                 expired || vanished
             }
         };
@@ -133,6 +140,7 @@ mod tests {
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),
+            stop_mail_due: None,
             ttl: None,
         }
     }
@@ -213,6 +221,14 @@ mod tests {
         let sweep = sweep(Scope::All, &[lease("a", 9000)], &[gone], UnixTime(1200));
         assert_eq!(sweep.lost.len(), 1);
         assert!(sweep.terminate.is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_ec2_does_not_show_yet_is_not_lost() {
+        let leases = [lease("a", 9000)];
+        assert_eq!(sweep(Scope::All, &leases, &[], UnixTime(1030)), Sweep::default());
+        assert_eq!(sweep(Scope::All, &leases, &[], UnixTime(1239)), Sweep::default());
+        assert_eq!(sweep(Scope::All, &leases, &[], UnixTime(1240)).lost.len(), 1, "EC2 has forgotten it");
     }
 
     #[test]

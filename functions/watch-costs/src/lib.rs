@@ -2,13 +2,14 @@
 //!
 //! Promise: the alarms at 50, 80 and 100 % of a month's budget are mailed once each, whoever else runs at the same time, and
 //! are mailed although a look dies in the middle (once more, when it dies between mailing and remembering that); a
-//! machine that would pass its cap before the next look is told to stop (its trainer checkpoints first); an endpoint billed by
-//! the hour is charged to its project, and deleted when the project's month is used up.
+//! machine that would pass its cap before the next look is told to stop (its trainer checkpoints first), and that is mailed; an
+//! endpoint billed by the hour is charged to its project, and deleted before it costs what is reserved for a training or is
+//! above the month's limit. What fails keeps nothing else from being done, and fails the look in the end.
 
+mod machines;
 pub mod mail;
 pub mod meter;
-
-use std::collections::BTreeMap;
+mod problems;
 
 use tunesmith_aws::{
     dynamodb::{Conditional, Expression, Table, Transacted, Write},
@@ -16,17 +17,21 @@ use tunesmith_aws::{
     sns::Topic,
 };
 use tunesmith_contract::{
-    ProjectId, RunId, Seconds, UnixTime, Usd,
+    ProjectId, Seconds, UnixTime, Usd,
     error_name::Failure,
-    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, LeaseStatus, RunRecord},
+    ledger::{BudgetItem, EndpointMeter, ItemKey, RunRecord},
     tasks::WatchedCosts,
 };
+
+use tunesmith_lambda::{Metric, Unit, publish_metrics};
+
+use crate::problems::Problems;
 
 /// The schedule's interval: how far ahead a machine's cost is looked at.
 pub const INTERVAL: Seconds = Seconds(300);
 
-/// How long a look may take to mail an alarm it has claimed: this function's time limit. After it the look is dead.
-const CLAIM: i64 = 120;
+/// How long a look may take to mail what it has claimed: this function's time limit. After it the look is dead.
+const CLAIM: Seconds = Seconds(120);
 
 /// What the function calls.
 #[derive(Debug, Clone)]
@@ -42,72 +47,58 @@ pub struct Clients {
 /// Looks once. `account_cap` is what all projects together may spend in a month.
 ///
 /// # Errors
-/// AWS errors; everything may be repeated.
+/// Whatever could not be done, after everything else was; everything may be repeated.
 pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Result<WatchedCosts, Failure> {
-    let mut watched = WatchedCosts::default();
-    meter_machines(clients, now, &mut watched).await?;
-    let endpoints: Vec<EndpointMeter> = clients.table.query("ENDPOINT", "").await?;
-    for endpoint in &endpoints {
-        charge_endpoint(clients, endpoint, account_cap, now).await?;
+    let (mut watched, mut problems) = (WatchedCosts::default(), Problems::default());
+    machines::meter(clients, now, &mut watched, &mut problems).await;
+    for endpoint in problems.keep("endpoints", endpoints(clients).await).unwrap_or_default() {
+        problems.keep(&endpoint.name, charge_endpoint(clients, &endpoint, account_cap, now).await);
     }
+    // Read again: what could not be charged is still on the meter, and counts for what follows.
+    let endpoints = problems.keep("endpoints", endpoints(clients).await).unwrap_or_default();
     let month = now.month();
-    let budgets: Vec<(String, BudgetItem)> = clients.table.query_keyed(&ItemKey::month(&month), "").await?;
+    let budgets = clients.table.query_keyed(&ItemKey::month(&month), "").await.map_err(Failure::from);
+    let budgets: Vec<(String, BudgetItem)> = problems.keep("budgets", budgets).unwrap_or_default();
     let mut account = Usd::ZERO;
     for (sk, item) in &budgets {
         let Ok(project) = sk.parse::<ProjectId>() else { continue };
-        let runs: Vec<RunRecord> = clients.table.query(&ItemKey::project(&project), "RUN#").await?;
+        let runs = clients.table.query(&ItemKey::project(&project), "RUN#").await.map_err(Failure::from);
+        let runs: Vec<RunRecord> = problems.keep(&project, runs).unwrap_or_default();
         let runs: Vec<_> = runs.into_iter().filter(|r| r.month == month).collect();
         let used = meter::used(item, &runs);
         account = account.saturating_add(used);
         let spending = Spending { key: ItemKey::budget(&project, &month), whose: project.as_str(), budget: item, used };
-        warn(clients, &spending, now, &mut watched).await?;
-        if used > Usd::ZERO && used >= item.limit {
-            stop_endpoints(clients, endpoints.iter().filter(|e| e.project == project), &mut watched).await?;
+        problems.keep(&project, warn(clients, &spending, now, &mut watched).await);
+        let mine: Vec<&EndpointMeter> = endpoints.iter().filter(|e| e.project == project).collect();
+        if meter::must_stop_endpoints(item, item.limit, &mine, now) {
+            stop_endpoints(clients, &mine, &mut watched, &mut problems).await;
         }
     }
-    if account > Usd::ZERO && account >= account_cap {
-        stop_endpoints(clients, endpoints.iter(), &mut watched).await?;
-    }
     if let Some((_, item)) = budgets.iter().find(|(sk, _)| sk == "ACCOUNT") {
+        let all: Vec<&EndpointMeter> = endpoints.iter().collect();
+        if meter::must_stop_endpoints(item, account_cap, &all, now) {
+            stop_endpoints(clients, &all, &mut watched, &mut problems).await;
+        }
         let key = ItemKey::account_budget(&month);
         let spending = Spending { key, whose: "the whole account", budget: item, used: account };
-        warn(clients, &spending, now, &mut watched).await?;
+        problems.keep("account", warn(clients, &spending, now, &mut watched).await);
     }
     tracing::info!(machines = watched.machines, alarms = ?watched.alarms, stopped = ?watched.stopped, used = %account,
         "watched");
+    problems.none()?;
+    // only of a whole look: a part of the money would look like a saving
+    publish_metrics(
+        now,
+        &[
+            Metric { name: "SpentDollars", unit: Unit::None, value: account.dollars() },
+            Metric { name: "RunningMachines", unit: Unit::Count, value: watched.machines as f64 },
+        ],
+    );
     Ok(watched)
 }
 
-async fn meter_machines(clients: &Clients, now: UnixTime, watched: &mut WatchedCosts) -> Result<(), Failure> {
-    let leases: Vec<Lease> = clients.table.query("LEASE", "").await?;
-    let mut runs: BTreeMap<(ProjectId, RunId), Usd> = BTreeMap::new();
-    for lease in &leases {
-        let total = runs.entry((lease.project.clone(), lease.run.clone())).or_default();
-        *total = total.saturating_add(lease.metered_at(now));
-    }
-    for lease in leases.iter().filter(|l| l.status != LeaseStatus::Closed && l.instance_id.is_some()) {
-        watched.machines += 1;
-        let key = ItemKey::lease(&lease.attempt);
-        clients.table.raise(&key, "metered", lease.metered_at(now)).await?;
-        if meter::must_stop(lease, now, INTERVAL) {
-            let revoke = Expression::new("SET #status = :revoked, #expires = :now")
-                .name("#status", "status")
-                .name("#expires", "expires_at")
-                .value(":revoked", LeaseStatus::Revoked)
-                .value(":now", now);
-            let active = Expression::new("#status = :active").value(":active", LeaseStatus::Active);
-            if let Conditional::Done(_) = clients.table.update::<Lease>(&key, revoke, Some(active)).await? {
-                watched.stopped.push(lease.instance_id.clone().unwrap_or_default());
-                let (subject, body) = mail::machine_stopped(lease, lease.metered_at(now));
-                clients.alarms.publish(&subject, &body).await?;
-            }
-        }
-    }
-    let open = |run: &RunId| leases.iter().any(|l| l.run == *run && l.status != LeaseStatus::Closed);
-    for ((project, run), total) in runs.into_iter().filter(|((_, run), _)| open(run)) {
-        clients.table.raise(&ItemKey::run(&project, &run), "metered", total).await?;
-    }
-    Ok(())
+async fn endpoints(clients: &Clients) -> Result<Vec<EndpointMeter>, Failure> {
+    Ok(clients.table.query("ENDPOINT", "").await?)
 }
 
 async fn charge_endpoint(
@@ -116,7 +107,7 @@ async fn charge_endpoint(
     account_cap: Usd,
     now: UnixTime,
 ) -> Result<(), Failure> {
-    let charge = meter::endpoint_charge(endpoint, now);
+    let charge = endpoint.cost_until(now);
     if charge <= Usd::ZERO {
         return Ok(());
     }
@@ -179,7 +170,7 @@ async fn warn(
         )
         .name("#sent", "alarms_sent")
         .value(":percent", percent)
-        .value(":dead", UnixTime(now.0 - CLAIM));
+        .value(":dead", UnixTime(now.0 - CLAIM.0 as i64));
         if let Conditional::Done(_) = clients.table.update::<BudgetItem>(key, claim, Some(free)).await? {
             let (subject, body) = mail::alarm(whose, percent, budget, *used);
             clients.alarms.publish(&subject, &body).await?;
@@ -194,24 +185,29 @@ async fn warn(
     Ok(())
 }
 
-/// Deletes those of the endpoints that are billed by the hour. The live record goes too: the gateway then says that nothing is
-/// live, and the next pipeline deploys the run again.
+/// Deletes those of the endpoints that are billed by the hour.
 async fn stop_endpoints(
     clients: &Clients,
-    endpoints: impl Iterator<Item = &EndpointMeter>,
+    endpoints: &[&EndpointMeter],
     watched: &mut WatchedCosts,
-) -> Result<(), Failure> {
-    for endpoint in endpoints.filter(|e| e.instances > 0) {
-        if watched.stopped.contains(&endpoint.name) {
-            continue;
+    problems: &mut Problems,
+) {
+    for endpoint in endpoints.iter().filter(|e| e.instances > 0) {
+        if !watched.stopped.contains(&endpoint.name) {
+            let stopped = problems.keep(&endpoint.name, stop_endpoint(clients, endpoint).await);
+            watched.stopped.extend(stopped.map(|()| endpoint.name.clone()));
         }
-        // The meter goes last: whatever dies in between, the next look finds it and does the rest.
-        let (subject, body) = mail::endpoint_stopped(endpoint);
-        clients.alarms.publish(&subject, &body).await?;
-        clients.sagemaker.delete_endpoint(&endpoint.name).await?;
-        clients.table.delete(&ItemKey::live(&endpoint.project)).await?;
-        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
-        watched.stopped.push(endpoint.name.clone());
     }
-    Ok(())
+}
+
+/// The live record goes too: the gateway then says that nothing is live, and the next pipeline deploys the run again.
+async fn stop_endpoint(clients: &Clients, endpoint: &EndpointMeter) -> Result<(), Failure> {
+    // The meter goes last: whatever dies in between, the next look finds it and does the rest. A mail that cannot be sent
+    // fails the look, and does not let the endpoint go on costing money.
+    let (subject, body) = mail::endpoint_stopped(endpoint);
+    let mailed = clients.alarms.publish(&subject, &body).await;
+    clients.sagemaker.delete_endpoint(&endpoint.name).await?;
+    clients.table.delete(&ItemKey::live(&endpoint.project)).await?;
+    clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+    Ok(mailed?)
 }

@@ -50,8 +50,9 @@ pub fn endpoint_stopped(endpoint: &EndpointMeter) -> (String, String) {
     (
         format!("Tunesmith: endpoint {} was deleted, the budget is used up", endpoint.name),
         format!(
-            "The endpoint of {project} costs {price} an hour for each of {instances} instance(s), and the month's budget is \
-             used up. Its model and data are kept.\n\nTo bring it back, raise budget.monthly_limit_usd in project.toml, upload \
+            "The endpoint of {project} costs {price} an hour for each of {instances} instance(s). With what is spent and what \
+             is reserved for running training, it would have passed the month's limit (of the project or of the account) \
+             within ten minutes. Its model and data are kept.\n\nTo bring it back, raise budget.monthly_limit_usd in project.toml, upload \
              it, and upload <project>/_TRAIN: the finished training is used again. Or set serving.mode = \"serverless\".\n",
             project = endpoint.project,
             price = endpoint.price_per_hour,

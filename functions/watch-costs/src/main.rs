@@ -1,8 +1,7 @@
 //! Lambda function `watch-costs`.
 
-use serde_json::Value;
 use tunesmith_aws::{dynamodb::Table, sagemaker::SageMaker, sns::Topic};
-use tunesmith_contract::Usd;
+use tunesmith_contract::{Usd, tasks::WatchCostsInput};
 use tunesmith_lambda::{Environment, RunError, now};
 use watch_costs::Clients;
 
@@ -18,7 +17,7 @@ async fn main() -> Result<(), RunError> {
             };
             Ok((clients, Usd::from_micros(environment.parsed("ACCOUNT_MONTHLY_CAP_MICROS")?)))
         },
-        async |(clients, account_cap), _event: Value| watch_costs::handle(clients, *account_cap, now()).await,
+        async |(clients, account_cap), _: WatchCostsInput| watch_costs::handle(clients, *account_cap, now()).await,
     )
     .await
 }

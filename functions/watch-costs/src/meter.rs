@@ -5,6 +5,8 @@ use tunesmith_contract::{
     ledger::{BudgetItem, EndpointMeter, Lease, LeaseStatus, RunRecord, RunStatus},
 };
 
+use crate::INTERVAL;
+
 /// Whether a machine must stop now: the next look, `until_next` from here, would find it over its cap.
 #[must_use]
 pub fn must_stop(lease: &Lease, now: UnixTime, until_next: Seconds) -> bool {
@@ -13,11 +15,19 @@ pub fn must_stop(lease: &Lease, now: UnixTime, until_next: Seconds) -> bool {
         && lease.metered_at(now.after(until_next)) > lease.cap
 }
 
-/// What an endpoint has cost since it was last charged.
+/// Whether a look must mail that this machine was stopped: another look stopped it, and did not come to mailing it.
 #[must_use]
-pub fn endpoint_charge(meter: &EndpointMeter, now: UnixTime) -> Usd {
-    let one = meter.price_per_hour.per_hour_for(now.since(meter.metered_until));
-    Usd::from_micros(one.micros().saturating_mul(i64::from(meter.instances)))
+pub fn owes_mail(lease: &Lease, now: UnixTime) -> bool {
+    lease.stop_mail_due.is_some_and(|due| due <= now)
+}
+
+/// Whether endpoints must be deleted now: with what is spent, what is reserved for runs, and what they cost until the look
+/// after next (one look may fail), `limit` would be passed. So they never use what a running training was promised.
+#[must_use]
+pub fn must_stop_endpoints(budget: &BudgetItem, limit: Usd, endpoints: &[&EndpointMeter], now: UnixTime) -> bool {
+    let until = now.after(Seconds(2 * INTERVAL.0));
+    let ahead: Usd = endpoints.iter().map(|endpoint| endpoint.cost_until(until)).sum();
+    ahead > Usd::ZERO && budget.spent.saturating_add(budget.reserved).saturating_add(ahead) > limit
 }
 
 /// What a project has used of its month: settled runs, and what the meter says of those that are not settled.
@@ -58,6 +68,7 @@ mod tests {
             metered: Usd::ZERO,
             ended_at: None,
             task_token: "t".into(),
+            stop_mail_due: None,
             ttl: None,
         }
     }
@@ -85,15 +96,61 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_charged_for_each_instance_since_the_last_time() {
-        let meter = EndpointMeter {
+    fn a_stop_that_was_not_mailed_is_mailed_by_a_later_look() {
+        let stopped = Lease { status: LeaseStatus::Revoked, stop_mail_due: Some(UnixTime(1120)), ..lease() };
+        assert!(!owes_mail(&lease(), UnixTime(9999)), "nothing was stopped, or it was mailed");
+        assert!(!owes_mail(&stopped, UnixTime(1119)), "the look that stopped it may still be mailing");
+        assert!(owes_mail(&stopped, UnixTime(1120)));
+        assert!(owes_mail(&stopped.closed_at(UnixTime(1150)), UnixTime(1200)), "the machine has ended since");
+    }
+
+    fn endpoint() -> EndpointMeter {
+        EndpointMeter {
             name: "tunesmith-handbook".into(),
             project: "handbook".parse().unwrap(),
             price_per_hour: Usd::from_micros(3_600),
             instances: 2,
             monthly_limit: Usd::ZERO,
             metered_until: UnixTime(100),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_charged_for_each_instance_since_the_last_time() {
+        assert_eq!(endpoint().cost_until(UnixTime(110)), Usd::from_micros(20));
+    }
+
+    #[test]
+    fn endpoints_never_use_what_is_reserved_for_a_training() {
+        let (limit, now) = (Usd::from_micros(10_000), UnixTime(100));
+        let budget = |spent, reserved| BudgetItem {
+            spent: Usd::from_micros(spent),
+            reserved: Usd::from_micros(reserved),
+            ..BudgetItem::default()
         };
-        assert_eq!(endpoint_charge(&meter, UnixTime(110)), Usd::from_micros(20));
+        // 2 instances at 1 micro-dollar a second, looked at every 300 s: 1,200 until the look after next
+        assert!(!must_stop_endpoints(&budget(800, 8_000), limit, &[&endpoint()], now));
+        assert!(must_stop_endpoints(&budget(801, 8_000), limit, &[&endpoint()], now));
+        assert!(must_stop_endpoints(&budget(8_801, 0), limit, &[&endpoint()], now));
+        assert!(must_stop_endpoints(&budget(4_401, 4_000), limit, &[&endpoint(), &endpoint()], UnixTime(0)), "both");
+        assert!(!must_stop_endpoints(&budget(99_999, 0), limit, &[], now), "nothing to delete");
+        let uncharged = UnixTime(200);
+        assert!(
+            must_stop_endpoints(&budget(700, 8_000), limit, &[&endpoint()], uncharged),
+            "a charge that failed counts"
+        );
+
+        // Whatever is reserved and charged while looks come as they should: never above the limit.
+        let (mut budget, mut meter) = (budget(0, 8_000), endpoint());
+        for look in 1..100 {
+            let now = UnixTime(100 + look * 300);
+            budget.spent = budget.spent.saturating_add(meter.cost_until(now));
+            meter.metered_until = now;
+            assert!(budget.spent.saturating_add(budget.reserved) <= limit, "look {look}: {budget:?}");
+            if must_stop_endpoints(&budget, limit, &[&meter], now) {
+                return;
+            }
+        }
+        panic!("it was never stopped");
     }
 }

@@ -1,17 +1,25 @@
 //! `cargo verify`: everything CI checks, in one command. `cargo verify format clippy` runs only those steps.
 
 use std::{
-    fmt::Write as _,
+    fs::{self, File},
+    io::Read as _,
     path::Path,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::step::{is_installed, run};
 
 /// A step's name and what it does with the project's root folder.
-type Step = (&'static str, fn(&Path) -> Result<()>);
+type Step = (&'static str, fn(&Path) -> Result<Outcome>);
+
+/// How a step that did not fail ended.
+enum Outcome {
+    Passed,
+    /// Not done, because a tool is not installed. Told again in the closing table: what was skipped was not checked.
+    Skipped(&'static str),
+}
 
 /// The steps in their order: cheap ones first, so that a slip is told early.
 const STEPS: [Step; 8] = [
@@ -35,71 +43,103 @@ pub fn verify(root: &Path, only: &[String]) -> Result<()> {
     }
     let steps: Vec<&Step> =
         STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)).collect();
-    let mut took = Vec::new();
+    let start = Instant::now();
+    let mut table = Vec::new();
     let mut result = Ok(());
     for (index, (name, step)) in steps.iter().enumerate() {
         println!("== step {} of {}: {name}", index + 1, steps.len());
-        let start = Instant::now();
-        result = step(root);
-        took.push((*name, start.elapsed()));
-        if result.is_err() {
+        let began = Instant::now();
+        let outcome = step(root);
+        let seconds = began.elapsed().as_secs();
+        table.push(match &outcome {
+            Ok(Outcome::Passed) => format!("{name:<10} passed   {seconds:>5} s"),
+            Ok(Outcome::Skipped(why)) => format!("{name:<10} SKIPPED  {why}"),
+            Err(_) => format!("{name:<10} FAILED   {seconds:>5} s"),
+        });
+        if let Err(error) = outcome {
+            result = Err(error);
             break;
         }
     }
-    print!("{}", table(&took, result.is_ok()));
+    println!("\n{}\n{:<10}          {:>5} s", table.join("\n"), "together", start.elapsed().as_secs());
     result
 }
 
-/// Seconds of each step and of all together; what failed is the last one.
-fn table(took: &[(&str, Duration)], has_passed: bool) -> String {
-    let mut text = String::from("\nstep       seconds\n");
-    for (index, (name, time)) in took.iter().enumerate() {
-        let mark = if !has_passed && index + 1 == took.len() { "  failed" } else { "" };
-        let _ = writeln!(text, "{name:<10} {:>7}{mark}", time.as_secs());
-    }
-    let all: Duration = took.iter().map(|(_, time)| time).sum();
-    let _ = writeln!(text, "{:<10} {:>7}", "together", all.as_secs());
-    text
+/// A step that is one command.
+fn passed(done: Result<()>) -> Result<Outcome> {
+    done.map(|()| Outcome::Passed)
 }
 
-fn format(root: &Path) -> Result<()> {
-    run("format", root, "cargo", &["fmt", "--all", "--check"], "run cargo fmt --all")
+fn format(root: &Path) -> Result<Outcome> {
+    passed(run("format", root, "cargo", &["fmt", "--all", "--check"], "run cargo fmt --all"))
 }
 
-fn clippy(root: &Path) -> Result<()> {
+fn clippy(root: &Path) -> Result<Outcome> {
     let args = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-    run("clippy", root, "cargo", &args, "mend the warnings above")
+    passed(run("clippy", root, "cargo", &args, "mend the warnings above"))
 }
 
-fn build(root: &Path) -> Result<()> {
-    run("build", root, "cargo", &["build", "--bins", "--locked"], "mend the errors above")
+fn build(root: &Path) -> Result<Outcome> {
+    passed(run("build", root, "cargo", &["build", "--bins", "--locked"], "mend the errors above"))
 }
 
-fn test(root: &Path) -> Result<()> {
-    run("test", root, "cargo", &["test", "--workspace", "--locked"], "see the failing test above")
+fn test(root: &Path) -> Result<Outcome> {
+    passed(run("test", root, "cargo", &["test", "--workspace", "--locked"], "see the failing test above"))
 }
 
-fn shell(root: &Path) -> Result<()> {
+fn shell(root: &Path) -> Result<Outcome> {
     if !is_installed("shellcheck", &["--version"]) {
-        println!("== shell: skipped, shellcheck is not installed (apt-get install shellcheck)");
-        return Ok(());
+        return Ok(Outcome::Skipped("shellcheck is not installed (apt-get install shellcheck)"));
     }
-    let scripts = ["infra/user-data/train.sh", ".ci/run"];
-    run("shell", root, "shellcheck", &scripts, "mend the script at the line above")
+    let scripts = shell_scripts(root)?;
+    let scripts: Vec<&str> = scripts.iter().map(String::as_str).collect();
+    passed(run("shell", root, "shellcheck", &scripts, "mend the script at the line above"))
 }
 
-fn iam(root: &Path) -> Result<()> {
+/// Every shell script of the repository, by its ending or its first line, below the root.
+fn shell_scripts(root: &Path) -> Result<Vec<String>> {
+    const ELSEWHERE: [&str; 5] = ["target", "node_modules", "cdk.out", ".git", "__pycache__"];
+    let (mut folders, mut found) = (vec![root.to_owned()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_symlink() || ELSEWHERE.contains(&name.as_str()) {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "sh")
+                || (path.extension().is_none() && is_shell(&path)?)
+            {
+                found.push(path.strip_prefix(root)?.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether the first line asks for a shell.
+fn is_shell(path: &Path) -> Result<bool> {
+    let mut start = [0; 32];
+    let length = File::open(path)?.read(&mut start)?;
+    let text = String::from_utf8_lossy(&start[..length]);
+    let first = text.lines().next().unwrap_or_default();
+    Ok(first.starts_with("#!") && (first.ends_with("sh") || first.ends_with("bash")))
+}
+
+fn iam(root: &Path) -> Result<Outcome> {
     let remedy = "run python3 docs/iam-table.py --write and look at what changed";
-    run("iam", root, "python3", &["docs/iam-table.py", "--check"], remedy)
+    passed(run("iam", root, "python3", &["docs/iam-table.py", "--check"], remedy))
 }
 
-fn licences(root: &Path) -> Result<()> {
+fn licences(root: &Path) -> Result<Outcome> {
     if !is_installed("cargo", &["deny", "--version"]) {
-        println!("== licences: skipped, cargo-deny is not installed (cargo install cargo-deny)");
-        return Ok(());
+        return Ok(Outcome::Skipped("cargo-deny is not installed (cargo install cargo-deny)"));
     }
     let args = ["deny", "--offline", "check", "licenses", "bans", "sources"];
-    run("licences", root, "cargo", &args, "see deny.toml")
+    passed(run("licences", root, "cargo", &args, "see deny.toml"))
 }
 
 fn npm_packages(root: &Path) -> Result<()> {
@@ -110,9 +150,9 @@ fn npm_packages(root: &Path) -> Result<()> {
     run("cdk packages", &folder, "npm", &["ci", "--no-audit", "--no-fund"], "see npm's message above")
 }
 
-fn cdk(root: &Path) -> Result<()> {
+fn cdk(root: &Path) -> Result<Outcome> {
     npm_packages(root)?;
-    run("cdk", &root.join("cdk"), "npm", &["test"], "a stale template is renewed by cargo synth")
+    passed(run("cdk", &root.join("cdk"), "npm", &["test"], "a stale template is renewed by cargo synth"))
 }
 
 /// Writes `infra/template.json` from the CDK app.
@@ -129,10 +169,3 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_says_how_long_each_step_took_and_which_failed() {
-        let took = [("format", Duration::from_millis(2_900)), ("clippy", Duration::from_secs(61))];
-        let passed = "\nstep       seconds\nformat           2\nclippy          61\ntogether        63\n";
-        assert_eq!(table(&took, true), passed);
-        assert_eq!(table(&took, false), passed.replace("61\n", "61  failed\n"));
-    }
-}

@@ -114,7 +114,7 @@ settings! {
     MachineSettings {
         /// `spot` or `on-demand`.
         market: Market = Market::Spot,
-        /// Instance types that may be used; empty means: chosen by the model's size.
+        /// Instance types that may be used; empty means: any that fits. None with a GPU: the trainer computes on the processor.
         allowed: Vec<String> = Vec::new(),
         /// After this many interruptions the run continues on demand.
         interruptions_before_on_demand: u32 = 2,
