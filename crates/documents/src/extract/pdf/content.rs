@@ -55,7 +55,8 @@ pub struct Interpreter<'a> {
     document: &'a Document,
     limits: &'a Limits,
     fonts: HashMap<ObjectId, Rc<Font>>,
-    operators: u64,
+    /// Operators so far; reading a font and unpacking a form count as many.
+    work: u64,
     text_bytes: u64,
 }
 
@@ -92,7 +93,7 @@ enum Operand<'t> {
 
 impl<'a> Interpreter<'a> {
     pub fn new(document: &'a Document, limits: &'a Limits) -> Self {
-        Self { document, limits, fonts: HashMap::new(), operators: 0, text_bytes: 0 }
+        Self { document, limits, fonts: HashMap::new(), work: 0, text_bytes: 0 }
     }
 
     /// The fragments of one page, in the order they are drawn.
@@ -151,15 +152,7 @@ impl<'a> Interpreter<'a> {
                     continue;
                 }
                 Token::Word(operator) => {
-                    self.operators += 1;
-                    if self.operators > self.limits.pdf_operators {
-                        return Err(Reason::Damaged {
-                            detail: format!(
-                                "more than {} drawing operators; split the file",
-                                self.limits.pdf_operators
-                            ),
-                        });
-                    }
+                    self.count_operator()?;
                     array = None;
                     if operator == b"Do" {
                         self.form(&operands, &run, depth, out)?;
@@ -180,6 +173,16 @@ impl<'a> Interpreter<'a> {
         Ok(())
     }
 
+    fn count_operator(&mut self) -> Result<(), Reason> {
+        self.work += 1;
+        if self.work <= self.limits.pdf_operators {
+            return Ok(());
+        }
+        let detail = format!("more than {} drawing operators; split the file", self.limits.pdf_operators);
+        Err(Reason::Damaged { detail })
+    }
+
+    /// Graphics state, place and showing of text: ISO 32000-1, 8.4.4, 9.4.2 and 9.4.3.
     fn operator(
         &mut self,
         operator: &[u8],
@@ -187,10 +190,7 @@ impl<'a> Interpreter<'a> {
         run: &mut Run<'a>,
         out: &mut Vec<Fragment>,
     ) -> Result<(), Reason> {
-        let n = |index: usize| match operands.get(index) {
-            Some(Operand::Number(n)) => *n,
-            _ => 0.0,
-        };
+        let n = |index: usize| number(operands, index);
         match operator {
             // The depth bound of graphics states: viewers stop at 28 (annex C); some producers nest deeper.
             b"q" if run.states.len() < 512 => run.states.push(run.state.clone()),
@@ -204,17 +204,6 @@ impl<'a> Interpreter<'a> {
                 run.text = IDENTITY;
                 run.line = IDENTITY;
             }
-            b"Tf" => {
-                if let [Operand::Name(name), Operand::Number(size), ..] = operands {
-                    run.state.font = self.font(&run.resources, name);
-                    run.state.size = *size;
-                }
-            }
-            b"Tc" => run.state.char_spacing = n(0),
-            b"Tw" => run.state.word_spacing = n(0),
-            b"Tz" => run.state.scale = n(0) / 100.0,
-            b"TL" => run.state.leading = n(0),
-            b"Ts" => run.state.rise = n(0),
             b"Td" => run.next_line(n(0), n(1)),
             b"TD" => {
                 run.state.leading = -n(1);
@@ -236,9 +225,28 @@ impl<'a> Interpreter<'a> {
                 run.next_line(0.0, -run.state.leading);
                 self.show_all(operands.get(2..).unwrap_or_default(), run, out)?;
             }
-            _ => {}
+            _ => self.text_state(operator, operands, run),
         }
         Ok(())
+    }
+
+    /// Font, spacing and rise: ISO 32000-1, 9.3. Every other operator draws what is no text.
+    fn text_state(&mut self, operator: &[u8], operands: &[Operand<'_>], run: &mut Run<'a>) {
+        let n = |index: usize| number(operands, index);
+        match operator {
+            b"Tf" => {
+                if let [Operand::Name(name), Operand::Number(size), ..] = operands {
+                    run.state.font = self.font(&run.resources, name);
+                    run.state.size = *size;
+                }
+            }
+            b"Tc" => run.state.char_spacing = n(0),
+            b"Tw" => run.state.word_spacing = n(0),
+            b"Tz" => run.state.scale = n(0) / 100.0,
+            b"TL" => run.state.leading = n(0),
+            b"Ts" => run.state.rise = n(0),
+            _ => {}
+        }
     }
 
     fn show_all(&mut self, operands: &[Operand<'_>], run: &mut Run<'a>, out: &mut Vec<Fragment>) -> Result<(), Reason> {
@@ -295,7 +303,7 @@ impl<'a> Interpreter<'a> {
             Some(id) => Some(self.fonts.entry(id).or_insert_with(|| Rc::new(Font::read(document, font))).clone()),
             None => {
                 // Written in place, so it is read each time: that is work, too.
-                self.operators += 10_000;
+                self.work += 10_000;
                 Some(Rc::new(Font::read(document, font)))
             }
         }
@@ -328,7 +336,7 @@ impl<'a> Interpreter<'a> {
             Err(_) => return Ok(()),
         };
         // Unpacking counts as work too: a form may be drawn thousands of times.
-        self.operators += content.len() as u64 / 16;
+        self.work += content.len() as u64 / 16;
         let mut state = run.state.clone();
         if let Ok(matrix) = stream.dict.get_deref(b"Matrix", document).and_then(Object::as_array) {
             let numbers: Vec<f64> = matrix.iter().filter_map(|m| m.as_float().ok().map(f64::from)).collect();
@@ -358,6 +366,14 @@ impl Run<'_> {
 
     fn advance(&mut self, x: f64) {
         self.text = then(&[1.0, 0.0, 0.0, 1.0, x, 0.0], &self.text);
+    }
+}
+
+/// The operand, or 0 where it is missing or no number.
+fn number(operands: &[Operand<'_>], index: usize) -> f64 {
+    match operands.get(index) {
+        Some(Operand::Number(number)) => *number,
+        _ => 0.0,
     }
 }
 
