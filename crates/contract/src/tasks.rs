@@ -221,7 +221,7 @@ pub struct GateModelInput {
 }
 
 /// Input of `request-approval` (waits for the task token; output [`crate::approval::ApprovalDecision`]).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RequestApprovalInput {
     /// The project.

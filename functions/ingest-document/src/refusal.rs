@@ -49,7 +49,7 @@ pub async fn tell(
     if !record.mail_due || record.status != SourceStatus::Quarantined {
         return Ok(());
     }
-    let uri = S3Uri::new(&settings.workspace_bucket, workspace::quarantine(project, &record.document));
+    let uri = S3Uri::new(&settings.storage.workspace_bucket, workspace::quarantine(project, &record.document));
     let refused: QuarantineRecord =
         clients.s3.get_json(&uri).await?.ok_or_else(|| {
             Failure::new(ErrorName::NotFound, format!("{uri} is missing; upload {} again", record.path))

@@ -169,3 +169,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_shell_script_is_checked() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let found = shell_scripts(&root).unwrap();
+        let stand_ins = ["aws", "docker", "shutdown"].map(|name| format!("infra/local/stand-ins/{name}"));
+        let known = ["infra/user-data/train.sh".to_owned(), ".ci/run".to_owned()];
+        for script in stand_ins.iter().chain(&known) {
+            assert!(found.contains(script), "{script} of {found:?}");
+        }
+    }
+}
