@@ -64,6 +64,7 @@ impl JobFile {
 }
 
 fn main() -> ExitCode {
+    tunesmith_model::memory::keep_freed_memory();
     let cli = Cli::parse();
     progress::start_logging();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
@@ -15,7 +16,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::error::{ModelError, Result};
-use crate::ops::tensor;
+use crate::ops::{filled, tensor};
 
 /// Mapped files and where each tensor lies.
 pub struct Weights {
@@ -89,13 +90,27 @@ impl Weights {
         }
         let bytes = view.data();
         let values: Vec<f32> = match view.dtype() {
-            Dtype::F32 => bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => bytes.par_chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::BF16 => bytes.par_chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F32 => widened(bytes, f32::from_le_bytes),
+            Dtype::F16 => widened(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => widened(bytes, |b| bf16::from_le_bytes(b).to_f32()),
             other => return Err(ModelError::WrongDtype { name: name.to_owned(), found: format!("{other:?}") }),
         };
         tensor(values, wanted)
     }
+}
+
+/// Values of `N` bytes each. In chunks, within which the conversion is a plain loop over memory.
+fn widened<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    const CHUNK: usize = 256 << 10;
+    let fill = |values: &mut [MaybeUninit<f32>]| {
+        values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(values, bytes)| {
+            for (to, from) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                to.write(value(*from));
+            }
+        });
+    };
+    // SAFETY: there are as many values as whole groups of `N` bytes, and chunk by chunk each is written.
+    unsafe { filled(bytes.len() / N, fill) }
 }
 
 fn parse<'a>(path: &Path, map: &'a Mmap) -> Result<SafeTensors<'a>> {

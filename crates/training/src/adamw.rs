@@ -8,6 +8,7 @@
 //! does. 2 bytes for each trained value instead of 8.
 
 use serde::{Deserialize, Serialize};
+use tunesmith_model::vectorised;
 
 use crate::blockwise::{BLOCK, Blockwise, SIGNED, UNSIGNED};
 use crate::config::TrainingConfig;
@@ -105,17 +106,17 @@ pub struct Update {
     root_correction2: f32,
 }
 
-impl Update {
-    fn apply(self, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
-        let Self { weight1, beta2, weight2, epsilon, keep, step_size, root_correction2 } = self;
-        for (((p, g), m), v) in values.iter_mut().zip(gradient).zip(first).zip(second) {
-            *p *= keep;
-            // torch computes the first moment as an interpolation
-            *m += (g - *m) * weight1;
-            *v = *v * beta2 + weight2 * g * g;
-            *p -= step_size * (*m / (v.sqrt() / root_correction2 + epsilon));
-        }
+vectorised! {
+fn apply(update: Update, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+    let Update { weight1, beta2, weight2, epsilon, keep, step_size, root_correction2 } = update;
+    for (((p, g), m), v) in values.iter_mut().zip(gradient).zip(first).zip(second) {
+        *p *= keep;
+        // torch computes the first moment as an interpolation
+        *m += (g - *m) * weight1;
+        *v = *v * beta2 + weight2 * g * g;
+        *p -= step_size * (*m / (v.sqrt() / root_correction2 + epsilon));
     }
+}
 }
 
 impl AdamW {
@@ -176,13 +177,13 @@ impl AdamW {
             return Err(TrainingError::AdapterMismatch { name: format!("parameter {index}"), reason });
         }
         match self.moments.get_mut(index) {
-            Some(Moments::Full { first, second }) => update.apply(values, gradient, first, second),
+            Some(Moments::Full { first, second }) => apply(update, values, gradient, first, second),
             Some(Moments::Blockwise { first, second }) => {
                 let (mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK]);
                 for (block, (values, gradient)) in values.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)).enumerate() {
                     let held = first.read(&SIGNED, block, &mut m);
                     second.read(&UNSIGNED, block, &mut v);
-                    update.apply(values, gradient, &mut m[..held], &mut v[..held]);
+                    apply(update, values, gradient, &mut m[..held], &mut v[..held]);
                     first.write(&SIGNED, block, &m[..held]);
                     second.write(&UNSIGNED, block, &v[..held]);
                 }

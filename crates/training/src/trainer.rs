@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{Adapter, Decoder, ModelError, RankAllocator, peft};
+use tunesmith_model::{Adapter, Decoder, ModelError, RankAllocator, Recompute, peft};
 
 use crate::adamw::{AdamW, Moments};
 use crate::checkpoint::{self, Parts, State, Window};
@@ -63,6 +63,7 @@ pub struct Trainer {
     watch: LossWatch,
     /// Until the check is made.
     moved: Option<MovedCheck>,
+    recompute: Recompute,
     step: usize,
     total: usize,
 }
@@ -108,6 +109,7 @@ impl Trainer {
             underway: None,
             watch: LossWatch::default(),
             moved: Some(MovedCheck::new(&adapter)?),
+            recompute: Recompute::default(),
             step: 0,
             total,
             adapter,
@@ -153,6 +155,13 @@ impl Trainer {
         Ok(trainer)
     }
 
+    /// What the backward pass finds in memory. A choice of the machine and not of the run: gradients are the same to the bit, and no
+    /// checkpoint remembers it.
+    #[must_use]
+    pub fn with_recompute(self, recompute: Recompute) -> Self {
+        Self { recompute, ..self }
+    }
+
     /// Another split of the same step, for a machine with more or less memory: every step keeps its rows, so the run goes on
     /// as before up to the order in which its sums are rounded. Refused when `batch_size · accumulation` would change.
     pub fn resplit(&mut self, batch_size: usize, accumulation: usize) -> Result<()> {
@@ -191,7 +200,8 @@ impl Trainer {
         };
         let end = (underway.rows_done + self.config.batch_size).min(underway.rows.len());
         let indices = underway.rows[underway.rows_done..end].concat();
-        let loss = underway.sums.add(&self.model, &self.adapter, &self.dataset.batch(&indices)?)?;
+        let batch = self.dataset.batch(&indices)?;
+        let loss = underway.sums.add(&self.model, &self.adapter, &batch, self.recompute)?;
         if !loss.is_finite() {
             let examples = self.dataset.examples(&indices);
             return Err(TrainingError::NonFiniteLoss { step: self.step + 1, loss, examples });

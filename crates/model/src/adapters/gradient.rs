@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::ops::attention::Segments;
-use crate::ops::gemm::{Threads, View, ViewMut, Write, gemm};
+use crate::ops::gemm::{Threads, View, product};
 use crate::ops::tensor;
 
 /// Columns that one task adds up: their sums stay in the first-level cache, whatever the number of rows.
@@ -30,8 +30,7 @@ pub struct TensorGradient {
 /// `s · pᵀ q`, `[a, b]`, from `p` `[n, a]` and `q` `[n, b]`.
 pub(crate) fn outer(scale: f32, p: View<'_>, q: View<'_>, examples: Option<&Segments>) -> Result<TensorGradient> {
     let (a, b) = (p.cols(), q.cols());
-    let mut sum = vec![0.0; a * b];
-    gemm(ViewMut::new(&mut sum, a, b, b), Write::Replace, scale, p.t(), q, Threads::Pool);
+    let sum = product(scale, p.t(), q, Threads::Pool);
     // the sum is not added up from the examples: its bits must not depend on whether norms are wanted
     let norm = |(start, end): &(usize, usize)| {
         let (p, q) = (p.rows(*start, *end), q.rows(*start, *end));
@@ -44,20 +43,13 @@ pub(crate) fn outer(scale: f32, p: View<'_>, q: View<'_>, examples: Option<&Segm
 
 /// `‖pᵀ q‖²` without `pᵀ q`.
 fn gram_norm(p: View<'_>, q: View<'_>) -> f64 {
-    let t = p.num_rows();
-    let gram = |v: View<'_>| {
-        let mut gram = vec![0.0; t * t];
-        gemm(ViewMut::new(&mut gram, t, t, t), Write::Replace, 1.0, v, v.t(), Threads::Pool);
-        gram
-    };
+    let gram = |v: View<'_>| product(1.0, v, v.t(), Threads::Pool);
     gram(p).iter().zip(gram(q)).map(|(p, q)| f64::from(*p) * f64::from(q)).sum()
 }
 
 /// `‖pᵀ q‖²` from `pᵀ q`.
 fn own_norm(p: View<'_>, q: View<'_>) -> f64 {
-    let (a, b) = (p.cols(), q.cols());
-    let mut own = vec![0.0; a * b];
-    gemm(ViewMut::new(&mut own, a, b, b), Write::Replace, 1.0, p.t(), q, Threads::Pool);
+    let own = product(1.0, p.t(), q, Threads::Pool);
     own.iter().map(|value| f64::from(*value).powi(2)).sum()
 }
 

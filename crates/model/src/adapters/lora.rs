@@ -11,7 +11,7 @@ use super::gradient::{TensorGradient, outer};
 use super::start::{Make, Start};
 use crate::error::Result;
 use crate::ops::attention::Segments;
-use crate::ops::gemm::{Threads, View, ViewMut, Write, gemm};
+use crate::ops::gemm::{self, Threads, View, ViewMut, Write, gemm};
 use crate::ops::{host, tensor};
 
 /// The two matrices of one module.
@@ -70,10 +70,8 @@ impl Lora {
 pub(super) fn down(x: &Tensor, a: &Tensor) -> Result<Tensor> {
     let ((n, width), rank) = (x.dims2()?, a.dim(0)?);
     let (xs, a) = (host(x)?, host(a)?);
-    let mut u = vec![0.0; n * rank];
     let (x, a) = (View::new(&xs, n, width, width), View::new(&a, rank, width, width).t());
-    gemm(ViewMut::new(&mut u, n, rank, rank), Write::Replace, 1.0, x, a, Threads::Pool);
-    tensor(u, (n, rank))
+    tensor(gemm::product(1.0, x, a, Threads::Pool), (n, rank))
 }
 
 /// `y += s · u Bᵀ`.
@@ -88,11 +86,8 @@ pub(super) fn up(u: &Tensor, b: &Tensor, scale: f32, y: &mut [f32], row_stride: 
 /// `du = s · dy B`, `[n, rank]`.
 pub(super) fn up_backward(dy: View<'_>, b: &Tensor, scale: f32) -> Result<Vec<f32>> {
     let (out, rank) = b.dims2()?;
-    let (n, b) = (dy.num_rows(), host(b)?);
-    let mut du = vec![0.0; n * rank];
-    let b = View::new(&b, out, rank, rank);
-    gemm(ViewMut::new(&mut du, n, rank, rank), Write::Replace, scale, dy, b, Threads::Pool);
-    Ok(du)
+    let b = host(b)?;
+    Ok(gemm::product(scale, dy, View::new(&b, out, rank, rank), Threads::Pool))
 }
 
 /// `dA = duᵀ x`; adds `du A` to `dx`.

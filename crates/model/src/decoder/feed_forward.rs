@@ -23,6 +23,11 @@ pub(crate) struct Kept {
     normed: Normed,
     up: Tensor,
     up_inner: Inner,
+    pub last: Last,
+}
+
+/// The part of it that only the last product gives. It is small, and with it a layer that is computed again needs no such product.
+pub(crate) struct Last {
     down_inner: Inner,
     out: Option<Normed>,
 }
@@ -34,7 +39,14 @@ impl FeedForward {
         drop(hidden);
         let (out, down_inner) = self.down.forward(&self.activation.forward(&up)?, adapters)?;
         let (y, out) = self.residual.forward(&normed.x, out)?;
-        Ok((y, Kept { normed, up, up_inner, down_inner, out }))
+        Ok((y, Kept { normed, up, up_inner, last: Last { down_inner, out } }))
+    }
+
+    /// What [`FeedForward::forward`] kept, again; the output is not needed.
+    pub fn recompute(&self, x: Tensor, last: Last, adapters: Option<&LayerAdapters>) -> Result<Kept> {
+        let (hidden, normed) = self.norm.forward(x)?;
+        let (up, up_inner) = self.up.forward(&hidden, adapters)?;
+        Ok(Kept { normed, up, up_inner, last })
     }
 
     /// Gradient with respect to `x`, which is always wanted: attention lies before.
@@ -47,9 +59,9 @@ impl FeedForward {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let inside = Wants { dx: WantsDx::Yes, ..wants };
-        let d_out = self.residual.backward(dy, kept.out.as_ref())?;
+        let d_out = self.residual.backward(dy, kept.last.out.as_ref())?;
         let active = self.activation.forward(&kept.up)?;
-        let (d_active, new) = self.down.backward(&d_out, &active, &kept.down_inner, adapters, inside)?;
+        let (d_active, new) = self.down.backward(&d_out, &active, &kept.last.down_inner, adapters, inside)?;
         gradients.extend(new);
         drop(active);
         let d_up = self.activation.backward(&wanted(d_active)?, &kept.up)?;

@@ -47,14 +47,15 @@ pub enum Recompute {
     /// Everything is kept: fastest.
     #[default]
     Nothing,
-    /// Only the input of each layer is kept, `n · h` values; each layer's forward pass runs twice.
+    /// Of each layer only its input is kept, `n · h` values, and what its last adapter keeps; all but the last product of each
+    /// layer's forward pass runs twice.
     Layers,
 }
 
 /// What is kept of a layer until its backward pass.
 enum Kept {
     Activations(Box<(attention::Kept, feed_forward::Kept)>),
-    Input(Tensor),
+    Input(Tensor, feed_forward::Last),
 }
 
 type Gradients = Vec<ModuleGradient>;
@@ -130,11 +131,23 @@ impl Decoder {
         recompute: Recompute,
         norms: ExampleNorms,
     ) -> Result<LossGradients> {
+        // inside the pool, where an operation starts without waking a thread and waiting for it
+        rayon::scope(|_| self.forward_backward_in_pool(batch, adapter, scale, recompute, norms))
+    }
+
+    fn forward_backward_in_pool(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        scale: f32,
+        recompute: Recompute,
+        norms: ExampleNorms,
+    ) -> Result<LossGradients> {
         let mut kept = Vec::with_capacity(self.layers.len());
         let (hidden, last) = self.forward(batch, Some(adapter), |attention, feed_forward| {
             kept.push(match recompute {
                 Recompute::Nothing => Kept::Activations(Box::new((attention, feed_forward))),
-                Recompute::Layers => Kept::Input(attention.normed.x),
+                Recompute::Layers => Kept::Input(attention.normed.x, feed_forward.last),
             });
         })?;
         let (row_losses, d_hidden) = cross_entropy::forward_backward(&hidden, &self.head, batch.targets(), scale)?;
@@ -282,8 +295,9 @@ impl Layer {
     ) -> Result<Tensor> {
         let (attention, feed_forward) = match kept {
             Kept::Activations(kept) => *kept,
-            Kept::Input(x) => {
-                let (_, attention, feed_forward) = self.forward(x, place)?;
+            Kept::Input(x, last) => {
+                let (middle, attention) = self.attention.forward(x, place)?;
+                let feed_forward = self.feed_forward.recompute(middle, last, place.adapters)?;
                 (attention, feed_forward)
             }
         };

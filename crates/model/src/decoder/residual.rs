@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::ops::add_to;
 use crate::ops::norm::{Norm, Normed};
 
 pub(crate) struct Residual {
@@ -13,10 +14,14 @@ impl Residual {
     /// The sum, and what the backward pass needs.
     pub fn forward(&self, x: &Tensor, out: Tensor) -> Result<(Tensor, Option<Normed>)> {
         match &self.norm {
-            None => Ok(((x + out)?, None)),
+            None => {
+                add_to(&out, x)?;
+                Ok((out, None))
+            }
             Some(norm) => {
                 let (normed, kept) = norm.forward(out)?;
-                Ok(((x + normed)?, Some(kept)))
+                add_to(&normed, x)?;
+                Ok((normed, Some(kept)))
             }
         }
     }

@@ -1,10 +1,15 @@
 //! Matrix product into an existing buffer: `dst = [dst +] scale · a · b`, any strides.
 //!
 //! candle's own `matmul` always allocates its result; training accumulates (base product, then adapter product) into one.
-//! Both use the same `gemm` crate. For a given shape each result element is summed in one fixed order, whatever the number of
-//! threads (tested below), because `gemm` splits `m` and `n` between threads, never `k`.
+//! Both use the same `gemm` crate, which chooses AVX-512, AVX2 or NEON at run time. For a given shape each result element is
+//! summed in one fixed order, whatever the number of threads (tested below), because `gemm` splits `m` and `n` between threads,
+//! never `k`.
+
+use std::marker::PhantomData;
 
 use gemm::Parallelism;
+
+use super::filled;
 
 /// A matrix in a slice: element `(i, j)` lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -61,17 +66,19 @@ impl<'a> View<'a> {
 
 /// A row-major matrix to write to.
 pub struct ViewMut<'a> {
-    data: &'a mut [f32],
+    start: *mut f32,
     rows: usize,
     cols: usize,
     row_stride: usize,
+    data: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> ViewMut<'a> {
-    /// A row-major matrix whose rows are `row_stride` apart.
+    /// A row-major matrix whose rows are `row_stride` apart. Panics when the slice is too short.
     #[must_use]
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride }
+        assert!(span(rows, cols, row_stride, 1) <= data.len(), "gemm destination too short");
+        Self { start: data.as_mut_ptr(), rows, cols, row_stride, data: PhantomData }
     }
 }
 
@@ -93,15 +100,31 @@ pub enum Threads {
     Pool,
 }
 
+/// `scale · a · b` as a new row-major matrix, `[a.rows, b.cols]`, written once. Panics as [`gemm`] does.
+#[must_use]
+pub fn product(scale: f32, a: View<'_>, b: View<'_>, threads: Threads) -> Vec<f32> {
+    let (rows, cols) = (a.rows, b.cols);
+    // SAFETY: with `Write::Replace`, `gemm` reads nothing of its destination and writes every element.
+    unsafe {
+        filled(rows * cols, |values| {
+            let start = values.as_mut_ptr().cast();
+            let dst = ViewMut { start, rows, cols, row_stride: cols, data: PhantomData };
+            gemm(dst, Write::Replace, scale, a, b, threads);
+        })
+    }
+}
+
 /// `dst = scale · a · b`, or added to `dst`. Panics when the shapes do not fit: that is an error of the calling kernel.
 pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>, threads: Threads) {
     assert!(dst.rows == a.rows && dst.cols == b.cols && a.cols == b.rows, "gemm shapes do not fit");
-    assert!(span(dst.rows, dst.cols, dst.row_stride, 1) <= dst.data.len(), "gemm destination too short");
     assert!(a.span() <= a.data.len() && b.span() <= b.data.len(), "gemm operand too short");
     if a.cols == 0 {
         // an empty sum: AdaLoRA may leave a module no rank at all
         if write == Write::Replace {
-            dst.data.chunks_mut(dst.row_stride.max(1)).for_each(|row| row[..dst.cols].fill(0.0));
+            for row in 0..dst.rows {
+                // SAFETY: every row lies in the destination; zero bytes are the value 0.
+                unsafe { dst.start.add(row * dst.row_stride).write_bytes(0, dst.cols) };
+            }
         }
         return;
     }
@@ -109,13 +132,14 @@ pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>
         (Threads::Pool, num_threads) if num_threads > 1 => Parallelism::Rayon(num_threads),
         _ => Parallelism::None,
     };
-    // SAFETY: the assertions above keep every access inside the three slices, and `dst` is borrowed mutably.
+    // SAFETY: the assertions above, and that in `ViewMut::new`, keep every access inside the three matrices; `dst` is borrowed
+    // mutably.
     unsafe {
         gemm::gemm(
             dst.rows,
             dst.cols,
             a.cols,
-            dst.data.as_mut_ptr(),
+            dst.start,
             1,
             dst.row_stride as isize,
             write == Write::Add,

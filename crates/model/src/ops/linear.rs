@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use candle_core::Tensor;
 
 use super::attention::Segments;
-use super::gemm::{Threads, View, ViewMut, Write, gemm};
+use super::gemm::{self, Threads, View, ViewMut, Write, gemm};
 use super::{host, tensor};
 use crate::adapters::gradient::TensorGradient;
 use crate::adapters::{LayerAdapters, Module, ModuleAdapter};
@@ -107,13 +107,13 @@ impl AdaptedLinear {
     pub fn forward(&self, x: &Tensor, adapters: Option<&LayerAdapters>) -> Result<(Tensor, Inner)> {
         let (n, _) = x.dims2()?;
         let (out, width) = self.weight.dims2()?;
-        let mut y = vec![0.0; n * out];
-        if self.has_own_inputs(adapters) {
-            self.product_by_part(&mut y, x, adapters)?;
+        let mut y = if self.has_own_inputs(adapters) {
+            self.product_by_part(x, adapters)?
         } else {
             let (xs, w) = (host(x)?, host(&self.weight)?);
-            product(&mut y, &xs, &w, Sizes { n, out, width });
-        }
+            let (x, w) = (View::new(&xs, n, width, width), View::new(&w, out, width, width));
+            gemm::product(1.0, x, w.t(), Threads::Pool)
+        };
         let bias = self.bias.as_ref().map(host).transpose()?;
         let mut inner = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
@@ -162,11 +162,9 @@ impl AdaptedLinear {
             let (sum, gradients) = self.backward_by_part(&dy, x, adapters, wants)?;
             (dx, of_inputs) = (Some(sum), gradients);
         } else if wants.dx == WantsDx::Yes {
-            let mut sum = vec![0.0; n * width];
             let w = host(&self.weight)?;
             let (dy, w) = (View::new(&dy, n, out, out), View::new(&w, out, width, width));
-            gemm(ViewMut::new(&mut sum, n, width, width), Write::Replace, 1.0, dy, w, Threads::Pool);
-            dx = Some(sum);
+            dx = Some(gemm::product(1.0, dy, w, Threads::Pool));
         }
 
         let mut gradients = Vec::new();
@@ -196,16 +194,17 @@ impl AdaptedLinear {
     }
 
     /// `y` when modules have different inputs: one product each.
-    fn product_by_part(&self, y: &mut [f32], x: &Tensor, adapters: Option<&LayerAdapters>) -> Result<()> {
+    fn product_by_part(&self, x: &Tensor, adapters: Option<&LayerAdapters>) -> Result<Vec<f32>> {
         let ((n, width), out) = (x.dims2()?, self.weight.dim(0)?);
         let w = host(&self.weight)?;
+        let mut y = vec![0.0; n * out];
         for part in &self.parts {
             let scaled = adapter(adapters, part).map(|adapter| adapter.scaled_input(x)).transpose()?.flatten();
             let xs = host(scaled.as_ref().unwrap_or(x))?;
             let (x, w) = (View::new(&xs, n, width, width), View::new(&w[part.start * width..], part.len, width, width));
             gemm(ViewMut::new(&mut y[part.start..], n, part.len, out), Write::Replace, 1.0, x, w.t(), Threads::Pool);
         }
-        Ok(())
+        Ok(y)
     }
 
     /// `dx` and the gradients of the factors on inputs, part by part.

@@ -24,9 +24,11 @@ pub mod soft_cap;
 pub mod swiglu;
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Storage, Tensor};
+use rayon::prelude::*;
 
 use crate::error::Result;
 
@@ -60,9 +62,29 @@ pub(crate) fn host(tensor: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
     }
 }
 
+/// Fails when `tensor` has another shape.
+pub(crate) fn check_shape(tensor: &Tensor, wanted: [usize; 2]) -> Result<()> {
+    match tensor.dims() == wanted {
+        true => Ok(()),
+        false => Err(candle_core::Error::Msg(format!("tensor {:?} should be {wanted:?}", tensor.shape())).into()),
+    }
+}
+
 /// Wraps values as a tensor without copying them.
 pub(crate) fn tensor<S: Into<Shape>>(values: Vec<f32>, shape: S) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
+}
+
+/// `len` values that `fill` writes, instead of zeros that are overwritten: a step makes some gigabytes of them.
+///
+/// # Safety
+/// `fill` writes every element.
+pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    fill(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: the capacity is there, and the caller promises the values.
+    unsafe { values.set_len(len) };
+    values
 }
 
 /// Changes the values of `tensor` in place. Nobody else may hold `Host` of the same storage meanwhile.
@@ -87,6 +109,17 @@ pub(crate) fn update(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result
     }
 
     Ok(tensor.inplace_op1(&Change(Cell::new(Some(change))))?)
+}
+
+/// `sum ← sum + x`, in place: candle's own addition allocates, and its threads wait for each other by spinning.
+pub(crate) fn add_to(sum: &Tensor, x: &Tensor) -> Result<()> {
+    const CHUNK: usize = 16 << 10;
+    let xs = host(x)?;
+    update(sum, |sum| {
+        sum.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(sum, x)| {
+            sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        });
+    })
 }
 
 /// `e^x` with a relative error below 2e-7, in a form that the compiler vectorises (Cephes `expf`: reduction by `ln 2`,

@@ -4,25 +4,30 @@
 //! Backward: `dg = dy · u · σ(g) · (1 + g · (1 − σ(g)))`, `du = dy · silu(g)`, again side by side as `[n, 2f]`.
 //! Nothing is kept beyond the input: recomputing `y` costs less than storing it.
 
+use std::mem::MaybeUninit;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{ROWS_PER_TASK, exp, host, tensor, vectorised};
+use super::{ROWS_PER_TASK, check_shape, exp, filled, host, tensor, vectorised};
 use crate::error::Result;
 
 /// `y` of shape `[n, f]`.
 pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
     let (n, width) = gate_up.dims2()?;
     let f = width / 2;
+    check_shape(gate_up, [n, 2 * f])?;
     let values = host(gate_up)?;
-    let mut y = vec![0.0; n * f];
-    y.par_chunks_mut(ROWS_PER_TASK * f).zip(values.par_chunks(ROWS_PER_TASK * width)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(f).zip(x.chunks_exact(width)) {
-            let (gate, up) = x.split_at(f);
-            forward_row(y, gate, up);
-        }
-    });
-    tensor(y, (n, f))
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        y.par_chunks_mut(ROWS_PER_TASK * f).zip(values.par_chunks(ROWS_PER_TASK * width)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(f).zip(x.chunks_exact(width)) {
+                let (gate, up) = x.split_at(f);
+                forward_row(y, gate, up);
+            }
+        });
+    };
+    // SAFETY: `y` has as many rows as the input, and `forward_row` writes whole rows.
+    tensor(unsafe { filled(n * f, fill) }, (n, f))
 }
 
 /// Gradient with respect to `gate_up`, `[n, 2f]`.
@@ -30,34 +35,38 @@ pub fn backward(dy: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     let (n, width) = gate_up.dims2()?;
     let f = width / 2;
     let (dys, values) = (host(dy)?, host(gate_up)?);
-    let mut dx = vec![0.0; n * width];
-    dx.par_chunks_mut(ROWS_PER_TASK * width)
-        .zip(values.par_chunks(ROWS_PER_TASK * width))
-        .zip(dys.par_chunks(ROWS_PER_TASK * f))
-        .for_each(|((dx, x), dy)| {
-            for ((dx, x), dy) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(f)) {
-                let (d_gate, d_up) = dx.split_at_mut(f);
-                let (gate, up) = x.split_at(f);
-                backward_row(d_gate, d_up, gate, up, dy);
-            }
-        });
-    tensor(dx, (n, width))
+    check_shape(dy, [n, f])?;
+    check_shape(gate_up, [n, 2 * f])?;
+    let fill = |dx: &mut [MaybeUninit<f32>]| {
+        dx.par_chunks_mut(ROWS_PER_TASK * width)
+            .zip(values.par_chunks(ROWS_PER_TASK * width))
+            .zip(dys.par_chunks(ROWS_PER_TASK * f))
+            .for_each(|((dx, x), dy)| {
+                for ((dx, x), dy) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(f)) {
+                    let (d_gate, d_up) = dx.split_at_mut(f);
+                    let (gate, up) = x.split_at(f);
+                    backward_row(d_gate, d_up, gate, up, dy);
+                }
+            });
+    };
+    // SAFETY: `dy` has as many rows as the input, and `backward_row` writes whole rows.
+    tensor(unsafe { filled(n * width, fill) }, (n, width))
 }
 
 vectorised! {
-fn forward_row(y: &mut [f32], gate: &[f32], up: &[f32]) {
+fn forward_row(y: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]) {
     for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-        *y = g / (1.0 + exp(-g)) * u;
+        y.write(g / (1.0 + exp(-g)) * u);
     }
 }
 }
 
 vectorised! {
-fn backward_row(d_gate: &mut [f32], d_up: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
+fn backward_row(d_gate: &mut [MaybeUninit<f32>], d_up: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], dy: &[f32]) {
     for ((((dg, du), g), u), dy) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy) {
         let sigmoid = 1.0 / (1.0 + exp(-g));
-        *dg = dy * u * sigmoid * (1.0 + g * (1.0 - sigmoid));
-        *du = dy * g * sigmoid;
+        dg.write(dy * u * sigmoid * (1.0 + g * (1.0 - sigmoid)));
+        du.write(dy * g * sigmoid);
     }
 }
 }
