@@ -38,11 +38,11 @@ impl Sums {
     }
 
     /// Forward and backward of one batch; returns its negative log-likelihood.
-    pub fn add(&mut self, model: &Decoder, adapter: &Adapter, batch: &Batch) -> Result<f64> {
+    pub fn add(&mut self, model: &Decoder, adapter: &Adapter, batch: &Batch, recompute: Recompute) -> Result<f64> {
         if batch.num_targets() == 0 {
             return Ok(0.0);
         }
-        let result = model.loss_and_gradients(batch, adapter, 1.0 / self.num_targets as f32, Recompute::Nothing)?;
+        let result = model.loss_and_gradients(batch, adapter, 1.0 / self.num_targets as f32, recompute)?;
         let mut of_batch = Vec::with_capacity(result.gradients.len());
         for gradient in &result.gradients {
             let values = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
@@ -76,7 +76,7 @@ pub fn accumulate(model: &Decoder, adapter: &Adapter, batches: &[Batch]) -> Resu
     }
     let mut sums = Sums::new(num_targets);
     for batch in batches {
-        sums.add(model, adapter, batch)?;
+        sums.add(model, adapter, batch, Recompute::Nothing)?;
     }
     Ok(Accumulated { loss: sums.loss(), gradients: sums.gradients, num_tokens, num_targets })
 }

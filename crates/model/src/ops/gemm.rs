@@ -47,6 +47,12 @@ impl<'a> View<'a> {
         Self { data: &self.data[start * self.row_stride..], rows: end - start, ..self }
     }
 
+    /// Columns `start..end`, which must exist.
+    #[must_use]
+    pub fn columns(self, start: usize, end: usize) -> Self {
+        Self { data: &self.data[start * self.col_stride..], cols: end - start, ..self }
+    }
+
     /// One row of a matrix that is not transposed.
     #[must_use]
     pub fn row(&self, index: usize) -> &'a [f32] {
@@ -72,6 +78,16 @@ impl<'a> ViewMut<'a> {
     #[must_use]
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         Self { data, rows, cols, row_stride }
+    }
+
+    /// The same matrix, to be written again later.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { data: &mut *self.data, ..*self }
+    }
+
+    /// Columns `start..end`, which must exist.
+    pub fn columns(&mut self, start: usize, end: usize) -> ViewMut<'_> {
+        ViewMut { data: &mut self.data[start..], cols: end - start, ..*self }
     }
 }
 
