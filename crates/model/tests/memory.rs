@@ -5,8 +5,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 use safetensors::Dtype;
@@ -60,6 +60,10 @@ static ALLOCATOR: Counting = Counting;
 /// The tests of this file count the same bytes: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Result, bytes that it added, and the most that were added meanwhile.
 fn measured<R>(job: impl FnOnce() -> R) -> (R, u64, u64) {
     let before = NOW.load(SeqCst);
@@ -111,7 +115,7 @@ fn write_model(folder: &Path) {
 
 #[test]
 fn a_model_takes_the_memory_predicted_and_loading_it_no_more_than_one_tensor_beside() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
     let mut sizes = Vec::new();
@@ -131,12 +135,12 @@ fn a_model_takes_the_memory_predicted_and_loading_it_no_more_than_one_tensor_bes
 
 #[test]
 fn a_step_takes_the_memory_predicted_and_less_with_recomputed_layers() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
     let model = Decoder::load_quantised(folder.path(), Quantization::Nf4).unwrap();
-    let ids: Vec<u32> = (0..1024).map(|i| i * 7 % 512).collect();
-    let batch = Batch::new(ids.clone(), ids, vec![256; 4]).unwrap();
+    let ids: Vec<u32> = (0..512).map(|i| i * 7 % 512).collect();
+    let batch = Batch::new(ids.clone(), ids, vec![128; 4]).unwrap();
     for config in [AdapterConfig::lora(8, 16.0), AdapterConfig::ia3(model.config().modules())] {
         let adapter = Adapter::new(config.clone(), &model, 1).unwrap();
         let step = |recompute| model.loss_and_gradients(&batch, &adapter, 1.0, recompute).unwrap().nll();
@@ -144,16 +148,16 @@ fn a_step_takes_the_memory_predicted_and_less_with_recomputed_layers() {
         step(Recompute::Nothing);
         let mut peaks = Vec::new();
         for recompute in [Recompute::Nothing, Recompute::Layers] {
-            let predicted = model.config().activation_bytes(&config, 1024, recompute);
+            let predicted = model.config().activation_bytes(&config, 512, recompute);
             let (_, _, peak) = measured(|| step(recompute));
             let ratio = peak as f64 / predicted as f64;
             println!("{recompute:?}: {peak} bytes, predicted {predicted}: {ratio:.3}");
-            assert!((0.85..=1.1).contains(&ratio), "{recompute:?}: {peak} bytes, predicted {predicted}");
+            assert!((0.9..=1.1).contains(&ratio), "{recompute:?}: {peak} bytes, predicted {predicted}");
             peaks.push(peak);
         }
         assert!(peaks[1] * 2 < peaks[0], "{peaks:?}");
         let (_, _, peak) = measured(|| model.row_losses(&batch, Some(&adapter)).unwrap());
-        let predicted = model.config().forward_bytes(&config, 1024);
+        let predicted = model.config().forward_bytes(&config, 512);
         println!("forward: {peak} bytes, predicted {predicted}");
         assert!(peak <= predicted + predicted / 10, "forward: {peak} bytes, predicted {predicted}");
     }

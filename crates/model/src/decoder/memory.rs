@@ -12,7 +12,7 @@
 //!          + a                    adapters: the rank of each; DoRA also, and IA³ only, the outputs of what they scale
 //! backward = 2h + p + max(f + u, 2f, u + 2h + c)
 //!                                 of the feed-forward block, which needs most: gradients coming in and of the head's input, p = h
-//!                                 where outputs are normalised; then gradients inside, c = u where adapters scale outputs
+//!                                 where outputs are normalised; then gradients inside, c = u where adapters scale gate or up
 //! ```
 //! A step of `n` tokens in `L` layers takes `n · (L · kept + backward)` values; with recomputed layers `n · (L · h + kept + backward)`.
 //! The head takes `n · 3h` and 128 rows of logits, `128 · (V + 2h)`, when the kept activations are all there but nothing of
@@ -92,7 +92,8 @@ impl ModelConfig {
 
     fn backward(&self, adapter: &AdapterConfig) -> u64 {
         let (h, f, u) = (self.hidden_size, self.intermediate_size, self.up_size());
-        let copies = if scales_outputs(adapter) { u } else { 0 };
+        let scaled = adapter.target_modules.iter().any(|module| is_up(*module) && scales_outputs(adapter, *module));
+        let copies = if scaled { u } else { 0 };
         let inside = (f + u).max(2 * f).max(u + 2 * h + copies);
         (2 * h + if self.post_norms { h } else { 0 } + inside) as u64
     }
@@ -140,13 +141,18 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a gradient of outputs is copied before it is scaled.
-fn scales_outputs(adapter: &AdapterConfig) -> bool {
+/// Whether the gradient of the module's outputs is copied and scaled.
+fn scales_outputs(adapter: &AdapterConfig, module: Module) -> bool {
     match &adapter.method {
         Method::Lora(lora) => lora.use_dora,
         Method::AdaLora(_) => false,
-        Method::Ia3(_) => true,
+        Method::Ia3(ia3) => !ia3.feedforward_modules.contains(&module),
     }
+}
+
+/// Whether it is part of the first matrix of the feed-forward block.
+fn is_up(module: Module) -> bool {
+    matches!(module, Module::Gate | Module::Up | Module::GateUp | Module::CFc)
 }
 
 #[cfg(test)]
