@@ -10,11 +10,13 @@ use tunesmith_contract::{
     BaseModel, DocumentId,
     job::{BaseSource, Location},
 };
-use tunesmith_model::{Decoder, Tokenizer};
+use tunesmith_model::{Decoder, ModelConfig, ModelError, Quantization, Tokenizer};
+use tunesmith_training::memory::check_base;
 
 use crate::{
     blocking::blocking,
     error::{Result, TrainerError},
+    machine,
     store::{Entry, Store},
 };
 
@@ -44,16 +46,29 @@ pub const COMPANIONS: [&str; 6] = [
 ];
 
 impl Base {
-    /// Fetches and loads the model.
+    /// Fetches and loads the model, stored as `quantization` says. `memory_limit_opt` in bytes; none: what the machine has.
     ///
     /// # Errors
-    /// [`TrainerError::UnknownBaseModel`] when a file is missing or cannot be used; [`TrainerError::Hub`] when the hub is down.
-    pub async fn load(source: &BaseSource, store: &Store, cache: &Path) -> Result<Self> {
+    /// [`TrainerError::UnknownBaseModel`] when a file is missing or cannot be used; [`TrainerError::Hub`] when the hub is down;
+    /// [`tunesmith_training::TrainingError::BaseTooLarge`] when it would not fit into memory.
+    pub async fn load(
+        source: &BaseSource,
+        quantization: Quantization,
+        memory_limit_opt: Option<u64>,
+        store: &Store,
+        cache: &Path,
+    ) -> Result<Self> {
         let folder = fetch(source, store, cache).await?;
         let (name, from, source) = (source.name.clone(), folder.clone(), source.clone());
         blocking(move || {
-            let unknown = |error: tunesmith_model::ModelError| unknown(&source, error.to_string());
-            let model = Arc::new(Decoder::load(&from).map_err(unknown)?);
+            let unknown = |error: ModelError| match error {
+                // the model is good, the setting does not suit it
+                ModelError::Unquantisable { .. } => error.into(),
+                error => unknown(&source, error.to_string()),
+            };
+            let config = ModelConfig::from_file(&from.join(COMPANIONS[0])).map_err(unknown)?;
+            check_base(&config, quantization, memory_limit_opt.or_else(machine::memory_limit))?;
+            let model = Arc::new(Decoder::load_quantised(&from, quantization).map_err(unknown)?);
             let tokenizer = Arc::new(Tokenizer::load(&from).map_err(unknown)?);
             Ok(Self { name, folder: from, model, tokenizer })
         })
@@ -199,7 +214,7 @@ mod tests {
         assert!(weightless.contains("neither model.safetensors nor"), "{weightless}");
         std::fs::write(folder.path().join("model.safetensors"), "broken").unwrap();
         assert_eq!(fetch(&base, &store, folder.path()).await.unwrap(), folder.path());
-        let broken = Base::load(&base, &store, folder.path()).await.err().unwrap();
+        let broken = Base::load(&base, Quantization::None, None, &store, folder.path()).await.err().unwrap();
         assert_eq!(broken.name(), tunesmith_contract::ErrorName::UnknownBaseModel, "{broken}");
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! The adapter is stored as Python `peft` reads it, so that form is a checked copy. The merged form is a model of its own in
 //! Hugging Face layout; before it is handed out its logits are compared with those of base and adapter.
+//!
+//! The base is taken as it is in its files, also for an adapter that was trained on a quantised one: as in `peft`, where merging
+//! into the unquantised base keeps the base's own precision. Such a model is not the one that was evaluated, only near it.
 
 use std::path::{Path, PathBuf};
 
 use tunesmith_contract::job::{ExportFormat, ExportJob, Location};
-use tunesmith_model::{Adapter, Decoder, Message, encode_prompt, peft};
+use tunesmith_model::{Adapter, Decoder, Message, Quantization, encode_prompt, peft};
 
 use crate::{
     base::{Base, COMPANIONS},
@@ -26,7 +29,8 @@ const ALLOWED_ROUNDED: f32 = 64.0;
 
 /// Writes the export and returns where it is.
 pub async fn run(job: &ExportJob, context: &Context) -> Result<Location, Halt> {
-    let base = context.stop.or(Base::load(&job.base, &context.store, &context.cache)).await??;
+    let base =
+        context.stop.or(Base::load(&job.base, Quantization::None, None, &context.store, &context.cache)).await??;
     let adapter = context.stop.or(fetch_adapter(context, &base, &job.adapter, "adapter")).await??;
     let folder = context.scratch.join("export");
     let (to, format) = (folder.clone(), job.format);

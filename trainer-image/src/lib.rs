@@ -18,6 +18,7 @@ pub mod export;
 pub mod generate;
 pub mod halt;
 pub mod interrupt;
+pub mod machine;
 pub mod merge;
 pub mod meter;
 pub mod metrics;

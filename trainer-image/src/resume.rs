@@ -33,6 +33,7 @@ pub async fn resume(
                     return Err(TrainerError::OtherSettings { location, differs: differs.join(", ") });
                 }
                 trainer.resplit(config.batch_size, config.accumulation)?;
+                trainer.limit_memory(config.recompute, config.memory_limit_mb)?;
                 tracing::info!(step, from = %location, "resuming");
                 return Ok(Some((trainer, state)));
             }

@@ -2,10 +2,21 @@
 
 use serde_json::Value;
 use tunesmith_contract::settings::{self, Method, TrainingSettings};
-use tunesmith_model::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Module};
-use tunesmith_training::{Decay, Optimizer, TrainingConfig};
+use tunesmith_model::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Module, Quantization};
+use tunesmith_training::{Decay, Optimizer, RecomputeSetting, TrainingConfig};
 
 use crate::error::Result;
+
+/// How the base model is to be loaded.
+#[must_use]
+pub const fn quantization(settings: &TrainingSettings) -> Quantization {
+    match settings.quantization {
+        settings::Quantization::None => Quantization::None,
+        settings::Quantization::Nf4 => Quantization::Nf4,
+        settings::Quantization::Q8_0 => Quantization::Q8_0,
+        settings::Quantization::Q4K => Quantization::Q4K,
+    }
+}
 
 /// The training crate's settings for a base model with the modules `existing` and a training split whose sequences have these
 /// lengths in tokens.
@@ -14,6 +25,7 @@ use crate::error::Result;
 /// [`tunesmith_model::ModelError::UnknownModule`] for a target module that the base model does not have.
 pub fn training_config(settings: &TrainingSettings, existing: &[Module], lengths: &[usize]) -> Result<TrainingConfig> {
     let mut config = TrainingConfig {
+        quantization: quantization(settings),
         loraplus_lr_ratio: settings.loraplus_lr_ratio,
         learning_rate: settings.learning_rate,
         schedule: match settings.schedule {
@@ -36,6 +48,12 @@ pub fn training_config(settings: &TrainingSettings, existing: &[Module], lengths
         weight_decay: settings.weight_decay,
         clip_norm: settings.clip_norm,
         seed: settings.seed,
+        recompute: match settings.recompute {
+            settings::Recompute::Auto => RecomputeSetting::Auto,
+            settings::Recompute::Layers => RecomputeSetting::Layers,
+            settings::Recompute::Nothing => RecomputeSetting::Nothing,
+        },
+        memory_limit_mb: settings.memory_limit_mb,
         checkpoint_every: settings.checkpoint_every as usize,
         ..TrainingConfig::default()
     };
@@ -86,10 +104,11 @@ fn adapter(settings: &TrainingSettings, existing: &[Module], total: usize) -> Re
 }
 
 /// The settings in which two configurations differ in a way that changes the result. Another split of the same step into
-/// batches does not: it fits the run to a machine with more or less memory.
+/// batches does not, nor do recomputed layers: they fit the run to a machine with more or less memory.
 #[must_use]
 pub fn differences(a: &TrainingConfig, b: &TrainingConfig) -> Vec<String> {
-    let mut b = TrainingConfig { checkpoint_every: a.checkpoint_every, ..b.clone() };
+    let TrainingConfig { checkpoint_every, recompute, memory_limit_mb, .. } = *a;
+    let mut b = TrainingConfig { checkpoint_every, recompute, memory_limit_mb, ..b.clone() };
     if a.rows_per_step() == b.rows_per_step() {
         (b.batch_size, b.accumulation) = (a.batch_size, a.accumulation);
     }

@@ -17,8 +17,9 @@ use crate::{
     evaluation::{self, EVALUATION, TestSplit},
     examples::Split,
     halt::Halt,
+    machine,
     reference::{self, REFERENCE},
-    settings::training_config,
+    settings::{quantization, training_config},
     splits,
     training::{self, Inputs},
 };
@@ -26,7 +27,7 @@ use crate::{
 /// Does the whole job. The result depends on nothing but the job and what it names.
 pub async fn run(job: &TrainJob, context: &Context) -> Result<TrainReport, Halt> {
     let started = Instant::now();
-    let base = context.stop.or(Base::load(&job.base, &context.store, &context.cache)).await??;
+    let base = context.stop.or(base(job, context)).await??;
     let inputs = context.stop.or(inputs(job, &base, context)).await??;
     let trained = training::train(job, inputs, context).await?;
     let finishing = async {
@@ -54,11 +55,17 @@ pub async fn run(job: &TrainJob, context: &Context) -> Result<TrainReport, Halt>
 
 /// Evaluates the adapter that lies in the run's folder.
 pub async fn evaluate(job: &TrainJob, context: &Context) -> Result<Evaluation, Halt> {
-    let base = context.stop.or(Base::load(&job.base, &context.store, &context.cache)).await??;
+    let base = context.stop.or(base(job, context)).await??;
     let from = job.output.join("adapter");
     let tuned = context.stop.or(evaluation::fetch_adapter(context, &base, &from, "adapter")).await??;
     let test = context.stop.or(test_split(job, &base, context)).await??;
     evaluation::evaluate(job, &base, tuned, test, context).await
+}
+
+/// The base model as it is trained on and evaluated.
+async fn base(job: &TrainJob, context: &Context) -> Result<Base> {
+    let limit_opt = job.training.memory_limit_mb.map(|mb| mb.saturating_mul(machine::MB));
+    Base::load(&job.base, quantization(&job.training), limit_opt, &context.store, &context.cache).await
 }
 
 async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs> {
@@ -74,7 +81,9 @@ async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs
         }
         Err(error) => return Err(error),
     };
-    let config = training_config(&job.training, base.model.config().modules(), &train.lengths())?;
+    let mut config = training_config(&job.training, base.model.config().modules(), &train.lengths())?;
+    config.memory_limit_mb =
+        config.memory_limit_mb.or_else(|| machine::memory_limit().map(|bytes| bytes / machine::MB));
     tracing::info!(
         sequences = train.len(),
         tokens = train.num_tokens(),

@@ -24,6 +24,7 @@ use crate::{
     context::Context,
     error::{Result, TrainerError},
     halt::Halt,
+    machine::MB,
     metrics::Metrics,
     progress::Progress,
     resume::resume,
@@ -113,6 +114,7 @@ impl<'a> Run<'a> {
         let resumed = (place != Place { step: 0, rows: 0 }).then_some(place);
         let steps = count(trainer.total_steps());
         let (num_parameters, packing) = (trainer.adapter().num_parameters(), trainer.packing());
+        let (recompute, quantization) = (trainer.recompute(), trainer.config().quantization);
         tracing::info!(
             run = %job.run,
             step = place.step,
@@ -121,6 +123,10 @@ impl<'a> Run<'a> {
             sequences = packing.num_sequences,
             rows = packing.num_rows,
             rows_filled = packing.efficiency(),
+            quantization = quantization.name(),
+            ?recompute,
+            memory_mb = trainer.memory().total(recompute).div_ceil(MB),
+            memory_limit_mb = trainer.config().memory_limit_mb,
             "training starts"
         );
         let settings = &job.training;

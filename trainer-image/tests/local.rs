@@ -11,6 +11,7 @@ use tunesmith_contract::{
     job::{MetricLine, ReferenceLogits, TrainReport},
 };
 use tunesmith_model::{Decoder, Tokenizer, peft};
+use tunesmith_serving::{ServedModel, openai::Weights};
 
 fn json_of<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> T {
     serde_json::from_slice(bytes).unwrap()
@@ -239,4 +240,52 @@ fn a_folder_of_another_run_is_not_continued_with_other_settings() {
     let log = text(&second.stderr);
     assert_eq!(second.status.code(), Some(1), "{log}");
     assert!(log.contains("rank 4 instead of 8"), "{log}");
+}
+
+#[test]
+fn a_quantised_base_is_trained_evaluated_and_served_alike_and_merged_as_it_is() {
+    let fixture = Fixture::new();
+    let mut job = fixture.job("qlora");
+    for (key, value) in [("quantization", json!("nf4")), ("recompute", json!("layers")), ("max_steps", json!(6))] {
+        job["training"][key] = value;
+    }
+    let done = fixture.trainer("train", &fixture.write_job("qlora.json", &job)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let files = fixture.files("qlora");
+    assert_eq!(json_of::<Value>(&files["adapter/base_quantization.json"]), json!({"base_quantization": "nf4"}));
+    let reference: ReferenceLogits = json_of(&files["reference-logits.json"]);
+
+    // what is served gives the logits of what was trained, which are not those of the base model as it is in its files
+    let served = ServedModel::load("handbook", &fixture.path("base"), Some(&fixture.path("qlora/adapter"))).unwrap();
+    let logits = served.advance(&mut served.new_cache(), &reference.tokens, Weights::Tuned).unwrap();
+    assert_eq!(logits, reference.logits);
+    let plain = Decoder::load(&fixture.path("base")).unwrap();
+    let adapter = peft::load(&fixture.path("qlora/adapter"), plain.config()).unwrap();
+    let unquantised = plain.advance(&mut plain.new_cache(), &reference.tokens, Some(&adapter)).unwrap();
+    assert_ne!(unquantised, reference.logits);
+
+    let export = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")}, "adapter": fixture.path("qlora/adapter"),
+        "format": "merged-safetensors", "output": fixture.path("qlora-merged")});
+    let done = fixture.trainer("export", &fixture.write_job("qlora-merged.json", &export)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let merged = Decoder::load(&fixture.path("qlora-merged")).unwrap();
+    let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();
+    let difference = logits.iter().zip(&unquantised).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(difference < 0.05, "{difference}: more than rounding to f16 explains");
+}
+
+#[test]
+fn a_run_that_would_not_fit_into_memory_is_refused_with_the_remedy() {
+    let fixture = Fixture::new();
+    let mut job = fixture.job("small");
+    for (limit, remedy) in [(1, "quantization nf4 would need"), (25, "evaluation needs most")] {
+        job["training"]["memory_limit_mb"] = json!(limit);
+        let done = fixture.trainer("train", &fixture.write_job("small.json", &job)).output().unwrap();
+        let said = text(&done.stderr);
+        assert!(
+            !done.status.success() && said.contains(remedy) && said.contains(&format!("limit is {limit} MB")),
+            "{said}"
+        );
+        assert!(!fixture.path("small").exists(), "nothing was written");
+    }
 }

@@ -75,6 +75,33 @@ pub enum ModelError {
         /// The format in the file.
         found: String,
     },
+    /// A file that the index names is not there.
+    #[error(
+        "shard {path} is missing, {index} wants {num_tensors} tensors from it; fetch it again, or all files of the base model"
+    )]
+    MissingShard {
+        /// The file.
+        path: PathBuf,
+        /// `model.safetensors.index.json`.
+        index: PathBuf,
+        /// Tensors that it should hold.
+        num_tensors: usize,
+    },
+    /// A matrix whose rows a block format cannot divide.
+    #[error(
+        "tensor {name} has rows of {width} values, {format} stores whole blocks of {block}; choose quantization nf4, which takes \
+         any width, or q8_0, which takes multiples of 32"
+    )]
+    Unquantisable {
+        /// The tensor.
+        name: String,
+        /// Values in a row.
+        width: usize,
+        /// The format.
+        format: &'static str,
+        /// Values in a block of it.
+        block: usize,
+    },
     /// A token id lies outside the model's vocabulary.
     #[error("token id {id} is outside the model's vocabulary of {vocabulary}; the tokenizer belongs to another model")]
     TokenOutOfRange {

@@ -1,7 +1,7 @@
 //! Weights of a model folder: one `model.safetensors`, or shards named by `model.safetensors.index.json`.
 //!
 //! Files are memory-mapped; each tensor is converted once to f32 (from F32, F16 or BF16) when it is asked for, so the peak is
-//! the f32 model and not twice that.
+//! the f32 model and not twice that; with quantised projections, the quantised model and one tensor in f32.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -39,7 +39,12 @@ impl Weights {
             let text = fs::read_to_string(&index_path).map_err(ModelError::io(&index_path))?;
             let index: Index = serde_json::from_str(&text).map_err(ModelError::json(&index_path))?;
             // only the last part of a name: an index must not reach outside its folder
-            let names: BTreeSet<&str> = index.weight_map.values().filter_map(|name| name.rsplit('/').next()).collect();
+            let shards = || index.weight_map.values().filter_map(|name| name.rsplit('/').next());
+            let names: BTreeSet<&str> = shards().collect();
+            if let Some(missing) = names.iter().find(|name| !folder.join(name).exists()) {
+                let num_tensors = shards().filter(|name| name == missing).count();
+                return Err(ModelError::MissingShard { path: folder.join(missing), index: index_path, num_tensors });
+            }
             names.into_iter().map(|name| folder.join(name)).collect()
         } else {
             vec![single]
@@ -145,6 +150,28 @@ mod tests {
         let weights = Weights::open(folder.path()).unwrap();
         for name in ["x", "y", "z"] {
             assert_eq!(weights.get(name, &[2, 2]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(), values);
+        }
+    }
+
+    #[test]
+    fn a_missing_and_a_truncated_shard_are_named_before_anything_is_computed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        write(&path("a.safetensors"), "x", Dtype::F32, &[0; 16]);
+        write(&path("b.safetensors"), "y", Dtype::F32, &[0; 16]);
+        let index = r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "b.safetensors"}}"#;
+        fs::write(path("model.safetensors.index.json"), index).unwrap();
+        assert!(Weights::open(folder.path()).is_ok());
+        let bytes = fs::read(path("b.safetensors")).unwrap();
+        for kept in [bytes.len() - 1, 40, 3, 0] {
+            fs::write(path("b.safetensors"), &bytes[..kept]).unwrap();
+            let text = Weights::open(folder.path()).err().unwrap().to_string();
+            assert!(text.contains("b.safetensors") && text.contains("fetch it again"), "{kept} bytes: {text}");
+        }
+        fs::remove_file(path("b.safetensors")).unwrap();
+        let text = Weights::open(folder.path()).err().unwrap().to_string();
+        for part in ["b.safetensors is missing", "index.json wants 2 tensors", "fetch it again"] {
+            assert!(text.contains(part), "{text}");
         }
     }
 

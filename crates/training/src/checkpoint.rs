@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tunesmith_model::{Adapter, ModelConfig, RankAllocator, peft};
+use tunesmith_model::{Adapter, ModelConfig, Quantization, RankAllocator, peft};
 
 use crate::adamw::{AdamW, Moments};
 use crate::config::TrainingConfig;
@@ -167,6 +167,9 @@ fn write(folder: &Path, parts: &Parts<'_>) -> Result<()> {
         OPTIMIZER.to_owned(),
         STATE.to_owned(),
     ];
+    if parts.adapter.base_quantization() != Quantization::None {
+        names.push(format!("{ADAPTER}/{}", peft::QUANTIZATION_FILE));
+    }
     if !parts.gradients.is_empty() {
         write_tensors(&outgoing("gradient", parts.gradients), &folder.join(GRADIENTS))?;
         names.push(GRADIENTS.to_owned());

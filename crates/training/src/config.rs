@@ -1,10 +1,11 @@
 //! Settings of a training run.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{AdapterConfig, Method, ModelConfig};
+use tunesmith_model::{AdapterConfig, Method, ModelConfig, Quantization};
 
 use crate::adamw::Optimizer;
 use crate::error::{Result, TrainingError};
+use crate::memory::RecomputeSetting;
 use crate::packing::pack;
 use crate::sampler::Layout;
 use crate::schedule::{DECAY_RATIO, Decay, Schedule};
@@ -16,6 +17,8 @@ use crate::schedule::{DECAY_RATIO, Decay, Schedule};
 pub struct TrainingConfig {
     /// Method and place of the adapter; default LoRA of rank 16 and alpha 32 on all seven projections of a Llama layer.
     pub adapter: AdapterConfig,
+    /// How the projections of the base model are stored; default f32. The base model must be loaded so.
+    pub quantization: Quantization,
     /// LoRA+: how many times as fast `B` learns as `A`; default 1.
     pub loraplus_lr_ratio: f64,
     /// Peak learning rate; default 2e-4, usual for LoRA.
@@ -53,6 +56,11 @@ pub struct TrainingConfig {
     pub clip_norm: f64,
     /// Fixes the start of the adapter and the order of the data; default 0.
     pub seed: u64,
+    /// Whether layers are computed again in the backward pass; default when the memory limit asks for it. Changes memory and time,
+    /// not the result.
+    pub recompute: RecomputeSetting,
+    /// What the run may take of memory, in MB of 1,048,576 bytes; default no limit.
+    pub memory_limit_mb: Option<u64>,
     /// Steps between checkpoints; default 50. 0: only when the caller asks.
     pub checkpoint_every: usize,
 }
@@ -61,6 +69,7 @@ impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
             adapter: AdapterConfig::default(),
+            quantization: Quantization::None,
             loraplus_lr_ratio: 1.0,
             learning_rate: 2e-4,
             schedule: Decay::Cosine,
@@ -79,6 +88,8 @@ impl Default for TrainingConfig {
             epsilon: 1e-8,
             clip_norm: 1.0,
             seed: 0,
+            recompute: RecomputeSetting::Auto,
+            memory_limit_mb: None,
             checkpoint_every: 50,
         }
     }
@@ -122,6 +133,7 @@ impl TrainingConfig {
         if let Some(max_steps) = self.max_steps {
             some("max_steps", max_steps)?;
         }
+        check("memory_limit_mb", 0, self.memory_limit_mb != Some(0), "choose 1 or more")?;
         let length = self.sequence_length;
         check("sequence_length", length, length >= 2, "choose 2 or more")?;
         let fits = length <= model.max_position_embeddings;
@@ -133,6 +145,12 @@ impl TrainingConfig {
         let Some(laid_out) = self.adapter.adalora().map(|ada| ada.total_step) else { return Ok(()) };
         let value = format!("{laid_out}, the run has {total} steps");
         check("total_step", value, laid_out == total, "set total_step of AdaLoRA to the steps of the run")
+    }
+
+    /// The memory limit in bytes.
+    #[must_use]
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.memory_limit_mb.map(|mb| mb.saturating_mul(1 << 20))
     }
 
     /// Rows of one optimizer step.

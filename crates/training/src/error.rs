@@ -158,6 +158,43 @@ pub enum TrainingError {
         /// The format of this version.
         wanted: u32,
     },
+    /// The run would not fit into memory: known before its first step.
+    #[error(
+        "the run needs {needed_mb} MB ({weights_mb} MB weights, {adapter_mb} MB adapter and optimizer, {activations_mb} MB \
+         activations of {num_tokens} tokens), the limit is {limit_mb} MB; {remedy}, choose a smaller quantization, or raise \
+         memory_limit_mb on a machine that has it"
+    )]
+    OutOfMemory {
+        /// Predicted for the whole run.
+        needed_mb: u64,
+        /// What it may take.
+        limit_mb: u64,
+        /// Of it the base model.
+        weights_mb: u64,
+        /// Of it adapter, gradients and optimizer.
+        adapter_mb: u64,
+        /// Of it activations.
+        activations_mb: u64,
+        /// Tokens of the largest batch.
+        num_tokens: usize,
+        /// The first thing to change.
+        remedy: &'static str,
+    },
+    /// The base model alone would not fit into memory: known before it is loaded.
+    #[error(
+        "the base model needs {needed_mb} MB with quantization {quantization}, the limit is {limit_mb} MB; quantization nf4 \
+         would need {nf4_mb} MB; choose that, a smaller base model, or a machine with more memory"
+    )]
+    BaseTooLarge {
+        /// Weights, and what is there while they are loaded.
+        needed_mb: u64,
+        /// What it may take.
+        limit_mb: u64,
+        /// The form of storage asked for.
+        quantization: &'static str,
+        /// What the smallest form would take.
+        nf4_mb: u64,
+    },
     /// The checkpoints will not fit.
     #[error("{folder} has {free} bytes free, the checkpoints need {needed}; free some space or choose another disk")]
     DiskFull {

@@ -7,7 +7,7 @@ use crate::data::Dataset;
 use crate::error::Result;
 
 /// Tokens per forward pass: large enough for full speed on a processor, small in memory.
-const TOKENS_PER_BATCH: usize = 2048;
+pub(crate) const TOKENS_PER_BATCH: usize = 2048;
 
 /// Sum over one example's windows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

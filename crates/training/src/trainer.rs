@@ -15,6 +15,7 @@ use crate::divergence::{LossWatch, Risen};
 use crate::error::{Result, TrainingError};
 use crate::evaluate::{self, ExampleLoss};
 use crate::loraplus;
+use crate::memory::{Memory, RecomputeSetting};
 use crate::moved::MovedCheck;
 use crate::packing::Packing;
 use crate::sampler::{Position, Sampler};
@@ -63,6 +64,7 @@ pub struct Trainer {
     watch: LossWatch,
     /// Until the check is made.
     moved: Option<MovedCheck>,
+    memory: Memory,
     recompute: Recompute,
     step: usize,
     total: usize,
@@ -96,6 +98,9 @@ impl Trainer {
         config.validate(model.config())?;
         model.check_adapter(Some(&adapter))?;
         check(&model, &config, &dataset)?;
+        let memory = Memory::predict(&config, model.config(), &dataset.lengths());
+        let recompute = memory.choose(config.recompute, config.memory_limit())?;
+        let adapter = adapter.on_base(&model);
         let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
         let sampler = Sampler::new(dataset.lengths(), config.layout(), config.seed);
         let total = config.total_steps(sampler.num_rows());
@@ -109,7 +114,8 @@ impl Trainer {
             underway: None,
             watch: LossWatch::default(),
             moved: Some(MovedCheck::new(&adapter)?),
-            recompute: Recompute::default(),
+            memory,
+            recompute,
             step: 0,
             total,
             adapter,
@@ -173,6 +179,19 @@ impl Trainer {
             });
         }
         (self.config.batch_size, self.config.accumulation) = (batch_size, accumulation);
+        Ok(())
+    }
+
+    /// Another memory limit, or another answer to it, for another machine. The result stays the same to the bit.
+    ///
+    /// # Errors
+    /// [`TrainingError::OutOfMemory`] when the run would not fit; nothing is changed then.
+    pub fn limit_memory(&mut self, recompute: RecomputeSetting, memory_limit_mb: Option<u64>) -> Result<()> {
+        let config = TrainingConfig { recompute, memory_limit_mb, ..self.config.clone() };
+        config.validate(self.model.config())?;
+        self.memory = Memory::predict(&config, self.model.config(), &self.dataset.lengths());
+        self.recompute = self.memory.choose(recompute, config.memory_limit())?;
+        self.config = config;
         Ok(())
     }
 
@@ -380,6 +399,18 @@ impl Trainer {
         self.total
     }
 
+    /// What the run will take of memory.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// Whether layers are recomputed.
+    #[must_use]
+    pub fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
     /// The adapter as it is now.
     #[must_use]
     pub fn adapter(&self) -> &Adapter {
@@ -407,6 +438,17 @@ impl Trainer {
 
 /// Everything that can be known before the first step.
 fn check(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<()> {
+    if config.quantization != model.quantization() {
+        return Err(TrainingError::BadSetting {
+            key: "quantization",
+            value: format!(
+                "{}, the base model was loaded as {}",
+                config.quantization.name(),
+                model.quantization().name()
+            ),
+            remedy: "load the base model with the quantization of the run",
+        });
+    }
     let vocabulary = model.config().vocab_size;
     for sequence in dataset.sequences() {
         let (length, limit) = (sequence.ids.len(), config.sequence_length);

@@ -60,7 +60,9 @@ macro_rules! settings {
 
 // below the macro, which it uses
 mod training;
-pub use training::{AdaLoraSettings, Method, Optimizer, Schedule, TARGET_MODULES, TrainingSettings};
+pub use training::{
+    AdaLoraSettings, Method, Optimizer, Quantization, Recompute, Schedule, TARGET_MODULES, TrainingSettings,
+};
 
 settings! {
     /// Everything a project's owner may set. Every key has a default except the budget.

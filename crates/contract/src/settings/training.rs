@@ -62,6 +62,36 @@ pub enum Optimizer {
     AdamW8bit,
 }
 
+/// How the projections of the frozen base model are stored while it is trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Quantization {
+    /// 32 bits a value.
+    None,
+    /// QLoRA's normal float, 4.1 bits a value.
+    Nf4,
+    /// 8.5 bits a value.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4.5 bits a value.
+    #[serde(rename = "q4_k")]
+    Q4K,
+}
+
+/// Whether activations are computed again in the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Recompute {
+    /// When the memory limit asks for it.
+    Auto,
+    /// Always.
+    Layers,
+    /// Never.
+    Nothing,
+}
+
 settings! {
     /// `[training]`: an adapter on the frozen base model.
     TrainingSettings {
@@ -82,6 +112,10 @@ settings! {
         feedforward_modules: Option<Vec<String>> = None,
         /// Ranks and budget of adalora.
         adalora: AdaLoraSettings = AdaLoraSettings::default(),
+        /// How the projections of the base model are stored: `none` (as they are), `nf4` (QLoRA: an eighth of the memory), `q8_0` (a
+        /// quarter, nearly exact) or `q4_k`. The model is evaluated and served as it was trained; a merged export writes the adapter
+        /// into the base model as it is.
+        quantization: Quantization = Quantization::None,
         /// Peak learning rate.
         learning_rate: f64 = 1e-3,
         /// Passes over the training split.
@@ -112,6 +146,12 @@ settings! {
         clip_norm: f64 = 1.0,
         /// Seed of shuffles and of the adapter's first values.
         seed: u64 = 7,
+        /// Whether the activations of each layer are computed again in the backward pass instead of being kept: `layers` (always: least
+        /// memory, about a third slower), `nothing` (never), or `auto` (when the memory limit asks for it). The result is the same.
+        recompute: Recompute = Recompute::Auto,
+        /// What training may take of memory, in MB; none means nine tenths of what the machine or container has. A run that would
+        /// not fit is refused before its first step.
+        memory_limit_mb: Option<u64> = None,
         /// Optimizer steps between checkpoints.
         checkpoint_every: u32 = 50,
         /// Optimizer steps between evaluations on the validation split; 0: after each epoch. The adapter that did best is kept.
@@ -202,6 +242,9 @@ impl TrainingSettings {
         if let Some((key, value)) = counts.iter().find(|(_, v)| *v == 0) {
             return bad(key, value, "write a whole number of at least 1");
         }
+        if t.memory_limit_mb == Some(0) {
+            return bad("training.memory_limit_mb", &0, "write megabytes, at least 1, or leave it out");
+        }
         Ok(())
     }
 
@@ -283,6 +326,12 @@ mod tests {
             ("[training]\nschedule = \"wsd\"\ndecay_ratio = 0.0", "training.decay_ratio = 0"),
             ("[training]\nschedule = \"step\"", "wsd"),
             ("[training]\noptimizer = \"adam\"", "adamw-8bit"),
+            (
+                "[training]\nquantization = \"int4\"",
+                "unknown variant `int4`, expected one of `none`, `nf4`, `q8_0`, `q4_k`",
+            ),
+            ("[training]\nrecompute = \"all\"", "expected one of `auto`, `layers`, `nothing`"),
+            ("[training]\nmemory_limit_mb = 0", "training.memory_limit_mb = 0: write megabytes"),
             ("[training]\nearly_stopping_min_delta = -0.1", "training.early_stopping_min_delta = -0.1"),
         ] {
             let text = ProjectSettings::from_toml(toml).unwrap_err().to_string();

@@ -12,6 +12,7 @@ use super::start::Start;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::Result;
+use crate::frozen::Quantization;
 use crate::rng::Rng;
 
 /// The adapters of one layer, in the order of [`Module`].
@@ -42,6 +43,7 @@ impl LayerAdapters {
 #[derive(Debug, Clone)]
 pub struct Adapter {
     config: AdapterConfig,
+    base_quantization: Quantization,
     layers: Vec<LayerAdapters>,
 }
 
@@ -49,9 +51,10 @@ impl Adapter {
     /// A fresh adapter, which leaves the model as it is; the same `seed` gives the same values everywhere.
     pub fn new(config: AdapterConfig, model: &Decoder, seed: u64) -> Result<Self> {
         let mut rng = Rng::new(seed, 0x10_2A);
-        Self::build(config, model.config(), &BTreeMap::new(), |place, _, shape, start| {
+        let adapter = Self::build(config, model.config(), &BTreeMap::new(), |place, _, shape, start| {
             start.make(shape, &mut rng, || model.row_norms(place.layer, place.module))
-        })
+        })?;
+        Ok(adapter.on_base(model))
     }
 
     /// An adapter whose tensors come from `make`. `ranks` has AdaLoRA's ranks by path where they are not the initial one.
@@ -74,7 +77,24 @@ impl Adapter {
             }
             layers.push(adapters);
         }
-        Ok(Self { config, layers })
+        Ok(Self { config, base_quantization: Quantization::None, layers })
+    }
+
+    /// The same adapter, trained on `model` from now on.
+    #[must_use]
+    pub fn on_base(self, model: &Decoder) -> Self {
+        self.with_base_quantization(model.quantization())
+    }
+
+    pub(crate) fn with_base_quantization(self, base_quantization: Quantization) -> Self {
+        Self { base_quantization, ..self }
+    }
+
+    /// How the base was stored that it was trained on. On a base that is stored otherwise it computes nearly the same: the
+    /// difference is the error of the quantisation, which training could see.
+    #[must_use]
+    pub fn base_quantization(&self) -> Quantization {
+        self.base_quantization
     }
 
     /// Its settings.
@@ -169,7 +189,7 @@ impl Adapter {
             changed.collect::<Result<_>>().map(LayerAdapters)
         };
         let layers = self.layers.iter().map(of_layer).collect::<Result<_>>()?;
-        Ok(Self { config: self.config.clone(), layers })
+        Ok(Self { config: self.config.clone(), base_quantization: self.base_quantization, layers })
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Tensor, TensorId};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::factor::{scale, scale_and_keep};
@@ -41,7 +41,8 @@ struct Norms(Arc<Mutex<Option<Known>>>);
 
 #[derive(Debug)]
 struct Known {
-    weight: TensorId,
+    /// [`crate::frozen::FrozenWeight::id`].
+    weight: u64,
     first_row: usize,
     norms: Arc<Vec<f32>>,
 }
@@ -125,16 +126,17 @@ impl Dora {
 
     fn measure(&self, site: Site<'_>) -> Result<Vec<f32>> {
         let (rank, width) = self.lora.a.dims2()?;
-        let (w, a, b) = (host(site.weight)?, host(&self.lora.a)?, host(&self.lora.b)?);
-        let rows = &w[site.start * width..(site.start + site.len) * width];
+        let (a, b) = (host(&self.lora.a)?, host(&self.lora.b)?);
         let (a, scale) = (View::new(&a, rank, width, width), self.lora.scale);
-        let blocks = rows.par_chunks(ROWS * width).zip(b.par_chunks(ROWS * rank)).map(|(rows, b)| {
-            let (mut merged, count) = (rows.to_vec(), rows.len() / width);
+        let blocks = b.par_chunks(ROWS * rank).enumerate().map(|(index, b)| -> Result<Vec<f32>> {
+            let count = b.len() / rank;
+            let mut merged = vec![0.0; count * width];
+            site.weight.read_rows(site.start + index * ROWS, &mut merged)?;
             let b = View::new(b, count, rank, rank);
             gemm(ViewMut::new(&mut merged, count, width, width), Write::Add, scale, b, a, Threads::One);
-            merged.chunks_exact(width).map(norm).collect::<Vec<_>>()
+            Ok(merged.chunks_exact(width).map(norm).collect())
         });
-        Ok(blocks.collect::<Vec<_>>().concat())
+        Ok(blocks.collect::<Result<Vec<_>>>()?.concat())
     }
 }
 

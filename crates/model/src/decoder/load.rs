@@ -13,6 +13,7 @@ use super::{Decoder, Layer};
 use crate::adapters::Module;
 use crate::config::{Layout, ModelConfig, NormKind, Positions};
 use crate::error::{ModelError, Result};
+use crate::frozen::{FrozenMatrix, Quantization};
 use crate::ops::attention::{Heads, Settings};
 use crate::ops::head::Head;
 use crate::ops::linear::AdaptedLinear;
@@ -31,19 +32,25 @@ const BUFFERS: [&str; 3] = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_
 pub(super) type Source<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Tensor>;
 
 impl Decoder {
-    /// Loads `config.json` and the weights of a folder in Hugging Face layout.
+    /// Loads `config.json` and the weights of a folder in Hugging Face layout, as f32.
     pub fn load(folder: &Path) -> Result<Self> {
+        Self::load_quantised(folder, Quantization::None)
+    }
+
+    /// The same with the projections of the layers quantised, one tensor at a time: memory never holds more than the quantised
+    /// model and one of its tensors in f32.
+    pub fn load_quantised(folder: &Path, quantization: Quantization) -> Result<Self> {
         let config = ModelConfig::from_file(&folder.join("config.json"))?;
-        Self::from_weights(config, &Weights::open(folder)?)
+        Self::from_weights(config, &Weights::open(folder)?, quantization)
     }
 
     /// Builds the model from mapped weights. A layer's tensor that this configuration has no place for is refused: with it the
     /// model would compute something else.
-    pub fn from_weights(config: ModelConfig, weights: &Weights) -> Result<Self> {
+    pub fn from_weights(config: ModelConfig, weights: &Weights, quantization: Quantization) -> Result<Self> {
         // GPT-2 on the hub was saved without its head, and so without the name of the body
         let bare = config.layout == Layout::Gpt2 && weights.contains("wte.weight");
         let read = RefCell::new(BTreeSet::new());
-        let model = Self::from_source(config, &|name, shape| {
+        let model = Self::from_source(config, quantization, &|name, shape| {
             let name = name.strip_prefix("transformer.").filter(|_| bare).unwrap_or(name);
             read.borrow_mut().insert(name.to_owned());
             weights.get(name, shape)
@@ -57,7 +64,7 @@ impl Decoder {
         }
     }
 
-    pub(super) fn from_source(config: ModelConfig, source: Source<'_>) -> Result<Self> {
+    pub(super) fn from_source(config: ModelConfig, quantization: Quantization, source: Source<'_>) -> Result<Self> {
         let (h, gpt2) = (config.hidden_size, config.layout == Layout::Gpt2);
         let name = if gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" };
         let embedding = source(name, &[config.vocab_size, h])?;
@@ -72,16 +79,17 @@ impl Decoder {
             }
             Positions::Learned => (None, Some(learned()?)),
         };
-        let loader = Loader { config: &config, source };
+        let loader = Loader { config: &config, quantization, source };
         let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
         let norm = loader.norm(if gpt2 { "transformer.ln_f" } else { "model.norm" })?;
         let head = Head { weight: head, soft_cap: config.final_soft_cap };
-        Ok(Self { embedding, positions, rope, layers, norm, head, config })
+        Ok(Self { embedding, positions, rope, layers, norm, head, quantization, config })
     }
 }
 
 struct Loader<'a> {
     config: &'a ModelConfig,
+    quantization: Quantization,
     source: Source<'a>,
 }
 
@@ -144,12 +152,12 @@ impl Loader<'_> {
                 true => (self.source)(&name, &[width, out])?.t()?.contiguous()?,
                 false => (self.source)(&name, &[out, width])?,
             };
-            weights.push((*module, weight));
+            weights.push((*module, FrozenMatrix::new(&name, weight, self.quantization)?));
             if self.config.has_bias(*module) {
                 biases.push((self.source)(&format!("{path}.bias"), &[out])?);
             }
         }
-        let linear = AdaptedLinear::new(&weights)?;
+        let linear = AdaptedLinear::join(weights)?;
         Ok(if biases.is_empty() { linear } else { linear.with_bias(Tensor::cat(&biases, 0)?) })
     }
 

@@ -7,6 +7,7 @@
 mod attention;
 mod feed_forward;
 mod load;
+mod memory;
 mod residual;
 
 use candle_core::Tensor;
@@ -17,6 +18,7 @@ use crate::adapters::{Adapter, LayerAdapters, Module};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::frozen::Quantization;
 use crate::ops::attention::Segments;
 use crate::ops::head::Head;
 use crate::ops::linear::{ModuleGradient, Wants, WantsDx};
@@ -33,6 +35,7 @@ pub struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     pub(crate) head: Head,
+    quantization: Quantization,
 }
 
 pub(crate) struct Layer {
@@ -85,6 +88,12 @@ impl Decoder {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// How the projections of its layers are stored.
+    #[must_use]
+    pub fn quantization(&self) -> Quantization {
+        self.quantization
     }
 
     /// Logits `[n, V]` of every token of the sequence `ids`. For comparisons and short texts: memory grows with `n · V`.

@@ -2,6 +2,7 @@ use super::*;
 use crate::adapters::AdapterConfig;
 use crate::adapters::testing::every_method;
 use crate::config::{Activation, Biases, Layout, NormKind, Positions};
+use crate::frozen::{FrozenMatrix, FrozenWeight};
 use crate::ops::testing::random;
 
 pub fn tiny_model() -> Decoder {
@@ -10,14 +11,21 @@ pub fn tiny_model() -> Decoder {
 
 /// Random weights for any configuration; those of a name do not depend on the order of loading.
 pub fn model(config: ModelConfig) -> Decoder {
+    quantised_model(config, Quantization::None)
+}
+
+/// The same with quantised projections.
+pub fn quantised_model(config: ModelConfig, quantization: Quantization) -> Decoder {
+    let of = config.clone();
+    Decoder::from_source(config, quantization, &|name, shape| Ok(random_weight(&of, name, shape))).unwrap()
+}
+
+fn random_weight(config: &ModelConfig, name: &str, shape: &[usize]) -> Tensor {
     let one = if config.norm == NormKind::RmsPlusOne { 0.0 } else { 1.0 };
-    Decoder::from_source(config, &|name, shape| {
-        let seed = name.bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
-        let around = if name.ends_with("norm.weight") || name.contains("ln_") { one } else { 0.0 };
-        let scale = if name.contains("embed_tokens") { 1.0 } else { 0.3 };
-        Ok((random(seed, shape, scale) + around)?)
-    })
-    .unwrap()
+    let seed = name.bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let around = if name.ends_with("norm.weight") || name.contains("ln_") { one } else { 0.0 };
+    let scale = if name.contains("embed_tokens") { 1.0 } else { 0.3 };
+    (random(seed, shape, scale) + around).unwrap()
 }
 
 /// One configuration for each variant of the layer, all tiny.
@@ -72,6 +80,48 @@ fn recomputed_layers_give_the_same_gradients_and_norms_to_the_bit() {
                 (result.row_losses, result.gradients.iter().map(bits).collect::<Vec<_>>(), result.example_norms)
             };
             assert!(run(Recompute::Nothing) == run(Recompute::Layers), "{variant} {method}");
+        }
+    }
+}
+
+#[test]
+fn quantised_models_compute_what_their_dequantised_weights_compute_with_every_method() {
+    for (variant, config) in variants() {
+        // q4_k wants rows of 256 values; its products are those of every format (frozen/tests.rs)
+        for quantization in [Quantization::Nf4, Quantization::Q8_0] {
+            let config = ModelConfig { intermediate_size: 64, ..config.clone() };
+            if quantization == Quantization::Q8_0 && config.head_dim == 6 {
+                continue; // the width of o_proj would be 24
+            }
+            let stored = quantised_model(config.clone(), quantization);
+            // a model of f32 weights that hold the same values
+            let read = Decoder::from_source(config.clone(), Quantization::None, &|name, shape| {
+                let value = random_weight(&config, name, shape);
+                if !Module::ALL.iter().any(|module| name.ends_with(&format!("{}.weight", module.path()))) {
+                    return Ok(value);
+                }
+                let transposed = name.starts_with("transformer");
+                let matrix = if transposed { value.t()?.contiguous()? } else { value };
+                let (rows, width) = matrix.dims2()?;
+                let frozen = FrozenWeight::join(vec![FrozenMatrix::new(name, matrix, quantization)?])?;
+                let mut values = vec![0.0; rows * width];
+                frozen.read_rows(0, &mut values)?;
+                let matrix = tensor(values, (rows, width))?;
+                if transposed { Ok(matrix.t()?.contiguous()?) } else { Ok(matrix) }
+            })
+            .unwrap();
+            for (method, adapter) in every_method(&stored) {
+                let run = |model: &Decoder| {
+                    let result = model.loss_and_gradients(&batch(), &adapter, 1.0, Recompute::Nothing).unwrap();
+                    let values = result.gradients.iter().flat_map(|gradient| host(gradient).unwrap().to_vec());
+                    (result.row_losses, values.collect::<Vec<_>>())
+                };
+                let ((losses, gradients), (wanted_losses, wanted)) = (run(&stored), run(&read));
+                let near =
+                    |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * b.abs().max(1.0));
+                assert!(near(&losses, &wanted_losses), "{variant} {quantization:?} {method}");
+                assert!(near(&gradients, &wanted), "{variant} {quantization:?} {method}");
+            }
         }
     }
 }

@@ -52,6 +52,12 @@ impl<'a> View<'a> {
         Self { data: &self.data[start * self.row_stride..], rows: end - start, ..self }
     }
 
+    /// Columns `start..end`, which must exist.
+    #[must_use]
+    pub fn columns(self, start: usize, end: usize) -> Self {
+        Self { data: &self.data[start * self.col_stride..], cols: end - start, ..self }
+    }
+
     /// One row of a matrix that is not transposed.
     #[must_use]
     pub fn row(&self, index: usize) -> &'a [f32] {
@@ -79,6 +85,22 @@ impl<'a> ViewMut<'a> {
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(span(rows, cols, row_stride, 1) <= data.len(), "gemm destination too short");
         Self { start: data.as_mut_ptr(), rows, cols, row_stride, data: PhantomData }
+    }
+
+    /// The same matrix, to be written again later.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { data: PhantomData, ..*self }
+    }
+
+    /// Columns `start..end`. Panics when they do not exist.
+    pub fn columns(&mut self, start: usize, end: usize) -> ViewMut<'_> {
+        assert!(start <= end && end <= self.cols, "columns {start}..{end} of {}", self.cols);
+        let (rows, row_stride) = (self.rows, self.row_stride);
+        // An empty matrix may have no memory at all.
+        let offset = if rows == 0 { 0 } else { start };
+        // SAFETY: the first row holds `cols` values, as `new` asserts, and `start` is at most that.
+        let first = unsafe { self.start.add(offset) };
+        ViewMut { start: first, cols: end - start, rows, row_stride, data: PhantomData }
     }
 }
 

@@ -7,18 +7,19 @@
 //! (and gate and up) share one product, and `dx` of the three is summed by the product itself, unless one of them has an input of
 //! its own (IA³ on a feed-forward module).
 //! An adapter sees input and output gradient with the sequences' bounds, so that it can say what each example adds.
-//! Shapes: `W` is `[out, in]` (Hugging Face layout), `b` is `[out]` and absent in most models, `x` is `[n, in]`, `y` is `[n, out]`.
+//! `W` may be quantised: [`crate::frozen`]. Shapes: `W` is `[out, in]` (Hugging Face layout), `b` is `[out]` and absent in most models, `x` is `[n, in]`, `y` is `[n, out]`.
 
 use std::borrow::Cow;
 
 use candle_core::Tensor;
 
 use super::attention::Segments;
-use super::gemm::{self, Threads, View, ViewMut, Write, gemm};
+use super::gemm::{Threads, View, ViewMut, Write, gemm};
 use super::{host, tensor};
 use crate::adapters::gradient::TensorGradient;
 use crate::adapters::{LayerAdapters, Module, ModuleAdapter};
 use crate::error::Result;
+use crate::frozen::{FrozenMatrix, FrozenWeight, Quantization};
 
 /// The columns of the output that belong to one module.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +35,7 @@ pub struct Part {
 /// A frozen matrix and the modules it consists of.
 #[derive(Debug)]
 pub struct AdaptedLinear {
-    weight: Tensor,
+    weight: FrozenWeight,
     bias: Option<Tensor>,
     parts: Vec<Part>,
 }
@@ -43,7 +44,7 @@ pub struct AdaptedLinear {
 #[derive(Debug, Clone, Copy)]
 pub struct Site<'a> {
     /// The joined matrix, `[out, in]`.
-    pub weight: &'a Tensor,
+    pub weight: &'a FrozenWeight,
     /// First row.
     pub start: usize,
     /// Number of rows.
@@ -81,20 +82,26 @@ pub enum WantsDx {
 }
 
 impl AdaptedLinear {
-    /// Joins matrices `[out_i, in]` into one.
+    /// Joins matrices `[out_i, in]` into one, as f32.
     pub fn new(modules: &[(Module, Tensor)]) -> Result<Self> {
-        let mut parts = Vec::with_capacity(modules.len());
-        let mut start = 0;
-        for (module, weight) in modules {
-            let len = weight.dim(0)?;
-            parts.push(Part { module: *module, start, len });
-            start += len;
-        }
-        let weight = match modules {
-            [(_, weight)] => weight.clone(),
-            _ => Tensor::cat(&modules.iter().map(|(_, weight)| weight).collect::<Vec<_>>(), 0)?,
+        let frozen = |(module, weight): &(Module, Tensor)| -> Result<(Module, FrozenMatrix)> {
+            Ok((*module, FrozenMatrix::new(module.name(), weight.clone(), Quantization::None)?))
         };
-        Ok(Self { weight, bias: None, parts })
+        Self::join(modules.iter().map(frozen).collect::<Result<_>>()?)
+    }
+
+    /// Joins frozen matrices `[out_i, in]` into one.
+    pub fn join(modules: Vec<(Module, FrozenMatrix)>) -> Result<Self> {
+        let mut start = 0;
+        let (parts, matrices) = modules
+            .into_iter()
+            .map(|(module, matrix)| {
+                let part = Part { module, start, len: matrix.num_rows() };
+                start += part.len;
+                (part, matrix)
+            })
+            .unzip();
+        Ok(Self { weight: FrozenWeight::join(matrices)?, bias: None, parts })
     }
 
     /// The same with a bias `[out]` over all parts.
@@ -105,14 +112,12 @@ impl AdaptedLinear {
 
     /// `y`, and what the backward pass needs.
     pub fn forward(&self, x: &Tensor, adapters: Option<&LayerAdapters>) -> Result<(Tensor, Inner)> {
-        let (n, _) = x.dims2()?;
-        let (out, width) = self.weight.dims2()?;
+        let (n, width) = x.dims2()?;
+        let [out, _] = self.weight.shape();
         let mut y = if self.has_own_inputs(adapters) {
             self.product_by_part(x, adapters)?
         } else {
-            let (xs, w) = (host(x)?, host(&self.weight)?);
-            let (x, w) = (View::new(&xs, n, width, width), View::new(&w, out, width, width));
-            gemm::product(1.0, x, w.t(), Threads::Pool)
+            self.weight.forward(View::new(&host(x)?, n, width, width))?
         };
         let bias = self.bias.as_ref().map(host).transpose()?;
         let mut inner = Vec::with_capacity(self.parts.len());
@@ -140,7 +145,7 @@ impl AdaptedLinear {
         wants: Wants<'_>,
     ) -> Result<(Option<Tensor>, Vec<ModuleGradient>)> {
         let (n, out) = dy.dims2()?;
-        let (_, width) = self.weight.dims2()?;
+        let [_, width] = self.weight.shape();
         let dys = host(dy)?;
         let mut dy = Cow::Borrowed(&dys[..]);
         let carried =
@@ -162,9 +167,7 @@ impl AdaptedLinear {
             let (sum, gradients) = self.backward_by_part(&dy, x, adapters, wants)?;
             (dx, of_inputs) = (Some(sum), gradients);
         } else if wants.dx == WantsDx::Yes {
-            let w = host(&self.weight)?;
-            let (dy, w) = (View::new(&dy, n, out, out), View::new(&w, out, width, width));
-            dx = Some(gemm::product(1.0, dy, w, Threads::Pool));
+            dx = Some(self.weight.backward(View::new(&dy, n, out, out))?);
         }
 
         let mut gradients = Vec::new();
@@ -186,23 +189,25 @@ impl AdaptedLinear {
     pub(crate) fn row_norms(&self, module: Module) -> Option<Result<Vec<f32>>> {
         let part = self.parts.iter().find(|part| part.module == module)?;
         let norms = || {
-            let (width, w) = (self.weight.dim(1)?, host(&self.weight)?);
-            let rows = w[part.start * width..(part.start + part.len) * width].chunks_exact(width);
-            Ok(rows.map(crate::adapters::dora::norm).collect())
+            let mut row = vec![0.0; self.weight.shape()[1]];
+            let norm = |index| -> Result<f32> {
+                self.weight.read_rows(index, &mut row)?;
+                Ok(crate::adapters::dora::norm(&row))
+            };
+            (part.start..part.start + part.len).map(norm).collect()
         };
         Some(norms())
     }
 
     /// `y` when modules have different inputs: one product each.
     fn product_by_part(&self, x: &Tensor, adapters: Option<&LayerAdapters>) -> Result<Vec<f32>> {
-        let ((n, width), out) = (x.dims2()?, self.weight.dim(0)?);
-        let w = host(&self.weight)?;
+        let ((n, width), [out, _]) = (x.dims2()?, self.weight.shape());
         let mut y = vec![0.0; n * out];
         for part in &self.parts {
             let scaled = adapter(adapters, part).map(|adapter| adapter.scaled_input(x)).transpose()?.flatten();
             let xs = host(scaled.as_ref().unwrap_or(x))?;
-            let (x, w) = (View::new(&xs, n, width, width), View::new(&w[part.start * width..], part.len, width, width));
-            gemm(ViewMut::new(&mut y[part.start..], n, part.len, out), Write::Replace, 1.0, x, w.t(), Threads::Pool);
+            let y = ViewMut::new(&mut y[part.start..], n, part.len, out);
+            self.weight.product(y, View::new(&xs, n, width, width), part.start..part.start + part.len)?;
         }
         Ok(y)
     }
@@ -215,18 +220,17 @@ impl AdaptedLinear {
         adapters: Option<&LayerAdapters>,
         wants: Wants<'_>,
     ) -> Result<(Vec<f32>, Vec<TensorGradient>)> {
-        let ((n, width), out) = (x.dims2()?, self.weight.dim(0)?);
-        let w = host(&self.weight)?;
+        let ((n, width), [out, _]) = (x.dims2()?, self.weight.shape());
         let (mut dx, mut gradients) = (vec![0.0; n * width], Vec::new());
         for part in &self.parts {
             let dy = View::new(&dy[part.start..], n, part.len, out);
-            let w = View::new(&w[part.start * width..], part.len, width, width);
+            let rows = part.start..part.start + part.len;
             let Some(adapter) = adapter(adapters, part).filter(|adapter| adapter.scales_inputs()) else {
-                gemm(ViewMut::new(&mut dx, n, width, width), Write::Add, 1.0, dy, w, Threads::Pool);
+                self.weight.input_gradient(ViewMut::new(&mut dx, n, width, width), Write::Add, dy, rows)?;
                 continue;
             };
             let mut own = vec![0.0; n * width];
-            gemm(ViewMut::new(&mut own, n, width, width), Write::Replace, 1.0, dy, w, Threads::Pool);
+            self.weight.input_gradient(ViewMut::new(&mut own, n, width, width), Write::Replace, dy, rows)?;
             gradients.extend(adapter.backward_inputs(&mut own, x, wants.norms_of)?);
             dx.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
         }

@@ -1,21 +1,25 @@
 //! Adapters on disk, in the layout of Python `peft`: `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! Tensor names: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`; the last parts and the shapes are in the file
-//! of each method under [`crate::adapters`]. All values are f32.
+//! of each method under [`crate::adapters`]. All values are f32. An adapter that was trained on a quantised base has a third file
+//! beside them, `base_quantization.json`, by which our own tools put it on the same base again; Python does not look at it.
 
 mod settings;
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::adapters::Adapter;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::frozen::Quantization;
 use crate::ops::host;
 use crate::weights::Weights;
 
@@ -24,9 +28,18 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File with the tensors.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
+/// How the base was stored that the adapter was trained on; absent when as f32.
+pub const QUANTIZATION_FILE: &str = "base_quantization.json";
+
 const PREFIX: &str = "base_model.model.";
 
-/// Writes both files into `folder`, which is created. `base_model` is what `peft` shows as `base_model_name_or_path`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BaseQuantization {
+    base_quantization: Quantization,
+}
+
+/// Writes the files into `folder`, which is created. `base_model` is what `peft` shows as `base_model_name_or_path`.
 /// The same adapter gives the same bytes.
 pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
     fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
@@ -34,10 +47,33 @@ pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
     let settings = settings::write(adapter, base_model);
     let text = serde_json::to_string_pretty(&settings).map_err(ModelError::json(&path))?;
     fs::write(&path, text + "\n").map_err(ModelError::io(&path))?;
+    write_base_quantization(adapter.base_quantization(), &folder.join(QUANTIZATION_FILE))?;
     write_tensors(adapter, &folder.join(WEIGHTS_FILE))
 }
 
-/// Reads both files and checks them against the model that the adapter is to sit on.
+/// How the base was stored that the adapter in `folder` was trained on. Whoever loads base and adapter asks this first.
+pub fn base_quantization(folder: &Path) -> Result<Quantization> {
+    let path = folder.join(QUANTIZATION_FILE);
+    if !path.exists() {
+        return Ok(Quantization::None);
+    }
+    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+    let stored: BaseQuantization = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
+    Ok(stored.base_quantization)
+}
+
+fn write_base_quantization(base_quantization: Quantization, path: &Path) -> Result<()> {
+    if base_quantization == Quantization::None {
+        return match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(ModelError::io(path)(error)),
+            _ => Ok(()),
+        };
+    }
+    let text = serde_json::to_string(&BaseQuantization { base_quantization }).map_err(ModelError::json(path))?;
+    fs::write(path, text + "\n").map_err(ModelError::io(path))
+}
+
+/// Reads the files and checks them against the model that the adapter is to sit on.
 pub fn load(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
     let path = folder.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
@@ -49,7 +85,7 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
     })?;
     let known: Vec<String> = adapter.parameters().iter().map(|(name, _)| format!("{PREFIX}{name}")).collect();
     match weights.names().find(|name| !known.iter().any(|known| known == name)) {
-        None => Ok(adapter),
+        None => Ok(adapter.with_base_quantization(base_quantization(folder)?)),
         Some(surplus) => {
             let reason = "the model or the method has no such tensor".to_owned();
             Err(ModelError::AdapterMismatch { name: surplus.to_owned(), reason })
@@ -79,8 +115,8 @@ fn write_tensors(adapter: &Adapter, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::testing::every_method;
-    use crate::decoder::tests::{busy_adapter, tiny_model};
+    use crate::adapters::testing::{every_config, every_method};
+    use crate::decoder::tests::{busy_adapter, quantised_model, tiny_model};
 
     fn same(a: &Adapter, b: &Adapter) {
         assert_eq!(a.config(), b.config());
@@ -101,6 +137,22 @@ mod tests {
             save(&again, folder.path(), "some/base").unwrap();
             assert!(bytes == fs::read(folder.path().join(WEIGHTS_FILE)).unwrap());
         }
+    }
+
+    #[test]
+    fn the_quantization_of_the_base_travels_with_the_adapter() {
+        let (model, folder) = (quantised_model(ModelConfig::tiny(), Quantization::Nf4), tempfile::tempdir().unwrap());
+        for (method, config) in every_config(model.config().modules()) {
+            let adapter = Adapter::new(config, &model, 1).unwrap();
+            save(&adapter.pruned().unwrap().snapshot().unwrap(), folder.path(), "base").unwrap();
+            assert_eq!(base_quantization(folder.path()).unwrap(), Quantization::Nf4, "{method}");
+            assert_eq!(load(folder.path(), model.config()).unwrap().base_quantization(), Quantization::Nf4);
+        }
+        save(&busy_adapter(&tiny_model()), folder.path(), "base").unwrap();
+        assert_eq!(base_quantization(folder.path()).unwrap(), Quantization::None, "no file of another adapter is left");
+        fs::write(folder.path().join(QUANTIZATION_FILE), r#"{"base_quantization": "nf3"}"#).unwrap();
+        let text = base_quantization(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("nf3") && text.contains("q4_k"), "{text}");
     }
 
     #[test]

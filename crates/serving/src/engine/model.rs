@@ -17,12 +17,14 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// Loads a base model in Hugging Face layout and an adapter in `peft`'s.
+    /// Loads a base model in Hugging Face layout and an adapter in `peft`'s. A base that was quantised when the adapter was trained
+    /// on it is quantised again: the same model answers that was evaluated.
     ///
     /// # Errors
     /// [`ModelError`] naming the file that is missing, damaged or does not fit the base model.
     pub fn load(name: &str, base: &Path, adapter: Option<&Path>) -> Result<Self, ModelError> {
-        let model = Decoder::load(base)?;
+        let quantization = adapter.map(peft::base_quantization).transpose()?.unwrap_or_default();
+        let model = Decoder::load_quantised(base, quantization)?;
         let adapter_opt = adapter.map(|folder| peft::load(folder, model.config())).transpose()?;
         model.check_adapter(adapter_opt.as_ref())?;
         Ok(Self { name: name.into(), model, tokenizer: Tokenizer::load(base)?, adapter_opt })
