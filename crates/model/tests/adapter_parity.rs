@@ -23,10 +23,18 @@ fn largest_difference(got: &[f32], wanted: &[f32]) -> f32 {
     got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max)
 }
 
-/// The base model with the adapter of `method` written into its weights.
-fn merged(adapter: &tunesmith_model::Adapter, to: &Path) -> Decoder {
-    std::fs::copy(goldens("gqa-tied/config.json"), to.join("config.json")).unwrap();
-    let bytes = std::fs::read(goldens("gqa-tied/model.safetensors")).unwrap();
+/// The golden model that `method` was trained on.
+fn base(method: &str) -> PathBuf {
+    match method.split_once('-') {
+        Some((base, _)) => goldens("architectures").join(base),
+        None => goldens("gqa-tied"),
+    }
+}
+
+/// The base model with the adapter written into its weights.
+fn merged(base: &Path, adapter: &tunesmith_model::Adapter, to: &Path) -> Decoder {
+    std::fs::copy(base.join("config.json"), to.join("config.json")).unwrap();
+    let bytes = std::fs::read(base.join("model.safetensors")).unwrap();
     let parsed = SafeTensors::deserialize(&bytes).unwrap();
     let (mut tensors, mut merges) = (Vec::new(), adapter.merges());
     for (name, view) in parsed.tensors() {
@@ -47,8 +55,9 @@ fn merged(adapter: &tunesmith_model::Adapter, to: &Path) -> Decoder {
 
 #[test]
 fn adapters_of_every_method_that_peft_wrote_give_the_logits_of_peft_cached_and_merged() {
-    let model = Decoder::load(&goldens("gqa-tied")).unwrap();
-    for method in ["dora", "loraplus", "adalora", "ia3"] {
+    let fused = ["gpt2-dora", "gpt2-adalora", "gpt2-ia3", "phi3-dora", "phi3-adalora", "phi3-ia3"];
+    for method in ["dora", "loraplus", "adalora", "ia3"].into_iter().chain(fused) {
+        let model = Decoder::load(&base(method)).unwrap();
         let folder = goldens("adapters").join(method);
         let adapter = peft::load(&folder.join("final"), model.config()).unwrap();
         let bytes = std::fs::read(folder.join("adapted.safetensors")).unwrap();
@@ -72,7 +81,7 @@ fn adapters_of_every_method_that_peft_wrote_give_the_logits_of_peft_cached_and_m
         assert!(cached <= 1e-4, "{method} through the cache: {cached}");
 
         let to = tempfile::tempdir().unwrap();
-        let merged = largest_difference(&whole(&merged(&adapter, to.path()), None), &wanted_merged);
+        let merged = largest_difference(&whole(&merged(&base(method), &adapter, to.path()), None), &wanted_merged);
         assert!(merged <= 1e-4, "{method} merged: {merged}");
         println!("{method}: largest difference of a logit {difference:e}, cached {cached:e}, merged {merged:e}");
     }

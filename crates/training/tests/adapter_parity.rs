@@ -79,10 +79,18 @@ fn compare(what: &str, got: &[(String, Vec<f32>)], wanted: &BTreeMap<String, (Ve
     })
 }
 
+/// The golden model that `method` was trained on.
+fn base(method: &str) -> PathBuf {
+    match method.split_once('-') {
+        Some((base, _)) => goldens("architectures").join(base),
+        None => goldens("gqa-tied"),
+    }
+}
+
 fn ten_steps(method: &str) {
     let folder = goldens("adapters").join(method);
     let settings: Settings = serde_json::from_slice(&std::fs::read(folder.join("settings.json")).unwrap()).unwrap();
-    let model = Decoder::load(&goldens("gqa-tied")).unwrap();
+    let model = Decoder::load(&base(method)).unwrap();
     let mut adapter = peft::load(&folder.join("init"), model.config()).unwrap();
     let start = adapter.snapshot().unwrap();
     let config = TrainingConfig {
@@ -181,4 +189,18 @@ fn ten_steps_of_adalora_equal_peft_with_orthogonality_importance_and_budget() {
 #[test]
 fn ten_steps_of_ia3_equal_peft() {
     ten_steps("ia3");
+}
+
+#[test]
+fn ten_steps_of_every_method_equal_peft_on_fused_transposed_projections_with_biases() {
+    for method in ["gpt2-dora", "gpt2-adalora", "gpt2-ia3"] {
+        ten_steps(method);
+    }
+}
+
+#[test]
+fn ten_steps_of_every_method_equal_peft_on_fused_projections() {
+    for method in ["phi3-dora", "phi3-adalora", "phi3-ia3"] {
+        ten_steps(method);
+    }
 }
