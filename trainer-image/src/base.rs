@@ -55,6 +55,7 @@ impl Base {
             let unknown = |error: tunesmith_model::ModelError| unknown(&source, error.to_string());
             let model = Arc::new(Decoder::load(&from).map_err(unknown)?);
             let tokenizer = Arc::new(Tokenizer::load(&from).map_err(unknown)?);
+            tokenizer.check_model(model.config().vocab_size).map_err(unknown)?;
             Ok(Self { name, folder: from, model, tokenizer })
         })
         .await

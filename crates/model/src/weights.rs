@@ -39,7 +39,11 @@ impl Weights {
             let index: Index = serde_json::from_str(&text).map_err(ModelError::json(&index_path))?;
             // only the last part of a name: an index must not reach outside its folder
             let names: BTreeSet<&str> = index.weight_map.values().filter_map(|name| name.rsplit('/').next()).collect();
-            names.into_iter().map(|name| folder.join(name)).collect()
+            let paths: Vec<PathBuf> = names.into_iter().map(|name| folder.join(name)).collect();
+            if let Some(missing) = paths.iter().find(|path| !path.exists()) {
+                return Err(ModelError::MissingShard { path: missing.clone(), index: index_path });
+            }
+            paths
         } else {
             vec![single]
         };
