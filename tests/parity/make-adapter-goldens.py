@@ -1,6 +1,7 @@
 """Makes tests/parity/goldens/adapters: ten training steps of each adapter method as PyTorch and peft compute them.
 
-    python tests/parity/make-adapter-goldens.py    (versions: requirements.txt; after make-goldens.py, whose model gqa-tied it reads)
+    python tests/parity/make-adapter-goldens.py    (versions: requirements.txt; after make-goldens.py and
+                                                    make-architecture-goldens.py, whose models gqa-tied, gpt2 and phi3 it reads)
 
 The Rust tests crates/training/tests/parity.rs and crates/model/tests/adapter_parity.rs read them. Everything is seeded;
 the files are random numbers made by this script and carry the licence of this repository.
@@ -19,11 +20,9 @@ import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 GOLDENS = Path(__file__).parent / "goldens"
-BASE = GOLDENS / "gqa-tied"
-VOCABULARY = 160
 STEPS = 10
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -39,6 +38,20 @@ METHODS = {
             target_modules=SEVEN)),
     "ia3": dict(config=IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])),
 }
+# fused projections, which GPT-2 stores transposed and with biases
+for base, targets, keys_and_values, last, transposed in [
+    ("gpt2", ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"], "c_attn", "mlp.c_proj", True),
+    ("phi3", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], "qkv_proj", "down_proj", False),
+]:
+    METHODS[f"{base}-dora"] = dict(
+        base=base, config=LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=targets, fan_in_fan_out=transposed))
+    METHODS[f"{base}-adalora"] = dict(
+        base=base, config=AdaLoraConfig(
+            init_r=3, target_r=2, lora_alpha=6, tinit=2, tfinal=3, deltaT=2, total_step=STEPS, orth_reg_weight=0.5,
+            target_modules=targets, fan_in_fan_out=transposed))
+    METHODS[f"{base}-ia3"] = dict(
+        base=base, config=IA3Config(
+            target_modules=[keys_and_values, last], feedforward_modules=[last], fan_in_fan_out=transposed))
 
 
 def short(name):
@@ -55,7 +68,11 @@ def start(name, shape, current, generator):
     return (0.05 if "lora_B" in name else 0.12) * noise
 
 
-def make_batches(generator):
+def base_folder(spec):
+    return GOLDENS / "architectures" / spec["base"] if "base" in spec else GOLDENS / "gqa-tied"
+
+
+def make_batches(generator, vocabulary):
     """Two batches of unequal length per step, parts masked."""
     steps = []
     for _ in range(STEPS):
@@ -63,7 +80,7 @@ def make_batches(generator):
         for lengths in ([17, 40], [9]):
             batch = []
             for length in lengths:
-                ids = torch.randint(0, VOCABULARY, (length,), generator=generator)
+                ids = torch.randint(0, vocabulary, (length,), generator=generator)
                 counted = torch.rand(length, generator=generator) < 0.6
                 counted[0], counted[-1] = False, True
                 batch.append((ids, counted))
@@ -80,7 +97,7 @@ def orthogonality(model, ids):
 
 
 def write_logits(model, folder, seed):
-    ids = torch.randint(0, VOCABULARY, (31,), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(0, model.config.vocab_size, (31,), generator=torch.Generator().manual_seed(seed))
     model.eval()
     with torch.no_grad():
         tensors = {"ids": ids.float(), "logits": model(input_ids=ids[None]).logits[0].contiguous()}
@@ -95,7 +112,8 @@ def make(method, spec, seed):
     config = spec["config"]
     config.task_type = "CAUSAL_LM"
     ratio = spec.get("loraplus_lr_ratio")
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), config)
+    base = AutoModelForCausalLM.from_pretrained(base_folder(spec), dtype=torch.float32).eval()
+    model = get_peft_model(base, config)
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in sorted(adapters.items()):
@@ -113,7 +131,7 @@ def make(method, spec, seed):
         optimizer = torch.optim.AdamW(adapters.values(), weight_decay=settings["weight_decay"], **common)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=STEPS)
     settings.update(batches=[], losses=[], grad_norms=[], learning_rates=[], regularisers=[], ranks=[])
-    for step, window in enumerate(make_batches(generator)):
+    for step, window in enumerate(make_batches(generator, base.config.vocab_size)):
         num_targets = sum(int(counted.sum()) for batch in window for _, counted in batch)
         optimizer.zero_grad()
         total = 0.0
@@ -123,7 +141,7 @@ def make(method, spec, seed):
             loss = (losses * counted[1:]).sum() / num_targets
             loss.backward()
             total += loss.item()
-        if method == "adalora":
+        if method.endswith("adalora"):
             term = orthogonality(model, window[0][0][0])
             term.backward()
             settings["regularisers"].append(term.item())
@@ -133,7 +151,7 @@ def make(method, spec, seed):
         settings["learning_rates"].append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-        if method == "adalora":
+        if method.endswith("adalora"):
             model.base_model.update_and_allocate(step + 1)  # steps completed, so that the last one is total_step
             alive = {short(name): p.flatten().ne(0).tolist() for name, p in adapters.items() if "lora_E" in name}
             settings["ranks"].append({name: [int(kept) for kept in row] for name, row in alive.items()})
@@ -142,7 +160,7 @@ def make(method, spec, seed):
         settings["losses"].append(total)
         settings["grad_norms"].append(norm.item())
     (folder / "settings.json").write_text(json.dumps(settings, separators=(",", ":")) + "\n")
-    if method == "adalora":
+    if method.endswith("adalora"):
         save_file({short(name): p.detach().clone().contiguous() for name, p in adapters.items()}, folder / "final.safetensors")
     model.save_pretrained(folder / "final")
     write_logits(model, folder, seed + 1)
@@ -150,7 +168,7 @@ def make(method, spec, seed):
         card.unlink()
     for path in folder.glob("*/adapter_config.json"):  # peft writes a set in any order, and the folder it read
         written = json.loads(path.read_text())
-        written["base_model_name_or_path"] = "gqa-tied"
+        written["base_model_name_or_path"] = base_folder(spec).name
         for key in ("target_modules", "feedforward_modules"):
             if key in written:
                 written[key].sort()
@@ -169,7 +187,7 @@ def main():
             total += path.stat().st_size
             print(path.relative_to(GOLDENS), path.stat().st_size)
     print(total, "bytes")
-    assert total < 800_000
+    assert total < 900_000
 
 
 if __name__ == "__main__":

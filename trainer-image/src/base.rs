@@ -70,6 +70,7 @@ impl Base {
             check_base(&config, quantization, memory_limit_opt.or_else(machine::memory_limit))?;
             let model = Arc::new(Decoder::load_quantised(&from, quantization).map_err(unknown)?);
             let tokenizer = Arc::new(Tokenizer::load(&from).map_err(unknown)?);
+            tokenizer.check_model(model.config().vocab_size).map_err(unknown)?;
             Ok(Self { name, folder: from, model, tokenizer })
         })
         .await

@@ -12,7 +12,7 @@ use tunesmith_contract::{
 };
 use tunesmith_evaluation::{Bootstrap, DocumentLoss, Measured};
 use tunesmith_model::{Adapter, peft};
-use tunesmith_training::{Dataset, ExampleLoss};
+use tunesmith_training::{Dataset, ExampleLoss, Tokenisation};
 
 use crate::{
     base::Base,
@@ -40,10 +40,10 @@ impl TestSplit {
     ///
     /// # Errors
     /// When there is nothing to score.
-    pub fn new(base: &Base, lines: Vec<Example>, sequence_length: usize) -> Result<Self> {
-        let split = Split::prepare(&base.tokenizer, &lines, sequence_length);
+    pub fn new(base: &Base, lines: Vec<Example>, how: &Tokenisation) -> Result<Self> {
+        let split = Split::prepare(&base.tokenizer, &lines, how);
         split.left_out.warn("test");
-        let dataset = Arc::new(split.dataset(&base.tokenizer, sequence_length)?);
+        let dataset = Arc::new(split.dataset(&base.tokenizer, how)?);
         Ok(Self { lines, origins: split.origins, dataset })
     }
 }

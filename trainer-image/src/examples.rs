@@ -5,12 +5,9 @@
 //! - a chat longer than a window is cut between turns into several chats, each with the system turn;
 //! - a chat that still does not fit, or that the model's template refuses, is left out and counted, never silently.
 
-use tunesmith_contract::{
-    DocumentId,
-    documents::{self, Role},
-};
-use tunesmith_model::{Message, Tokenizer, encode_conversation};
-use tunesmith_training::{Dataset, Example};
+use tunesmith_contract::{DocumentId, documents, settings::TrainingSettings};
+use tunesmith_model::{Message, Role, Tokenizer, encode_conversation};
+use tunesmith_training::{Dataset, Example, Tokenisation};
 
 use crate::error::Result;
 
@@ -30,7 +27,7 @@ pub struct Split {
 pub struct Origin {
     /// Its document.
     pub document: DocumentId,
-    /// White-space separated words that are scored: of the text, or of the assistant's turns.
+    /// White-space separated words that are scored: of the text, or of the turns that count.
     pub words: u64,
     /// UTF-8 bytes that are scored.
     pub bytes: u64,
@@ -57,7 +54,7 @@ impl LeftOut {
 impl Split {
     /// Prepares the lines of a split.
     #[must_use]
-    pub fn prepare(tokenizer: &Tokenizer, lines: &[documents::Example], sequence_length: usize) -> Self {
+    pub fn prepare(tokenizer: &Tokenizer, lines: &[documents::Example], how: &Tokenisation) -> Self {
         let mut split = Self::default();
         for line in lines {
             match line {
@@ -65,11 +62,11 @@ impl Split {
                     let origin = origin(document, [text.as_str()]);
                     split.push(Example::Text { text: text.clone() }, origin);
                 }
-                documents::Example::Chat { messages, document } => match fit(tokenizer, messages, sequence_length) {
+                documents::Example::Chat { messages, document } => match fit(tokenizer, messages, how) {
                     Ok(parts) => {
                         for part in parts {
-                            let answers = part.iter().filter(|m| m.role == "assistant").map(|m| m.content.as_str());
-                            let origin = origin(document, answers);
+                            let scored = part.iter().filter(|m| counts(m, how)).map(|m| m.content.as_str());
+                            let origin = origin(document, scored);
                             split.push(Example::Chat { messages: part }, origin);
                         }
                     }
@@ -86,8 +83,8 @@ impl Split {
     }
 
     /// Tokenised, ready for training or scoring.
-    pub fn dataset(&self, tokenizer: &Tokenizer, sequence_length: usize) -> Result<Dataset> {
-        Ok(Dataset::build(tokenizer, &self.examples, sequence_length)?)
+    pub fn dataset(&self, tokenizer: &Tokenizer, how: &Tokenisation) -> Result<Dataset> {
+        Ok(Dataset::build(tokenizer, &self.examples, how)?)
     }
 
     fn push(&mut self, example: Example, origin: Origin) {
@@ -99,27 +96,47 @@ impl Split {
 /// A chat's turns as the template names them.
 #[must_use]
 pub fn turns(messages: &[documents::Message]) -> Vec<Message> {
-    let role = |role| match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-    };
-    messages.iter().map(|message| Message::new(role(message.role), &message.content)).collect()
+    messages.iter().map(|message| Message::new(message.role.as_str(), &message.content)).collect()
 }
 
-/// The chat in as few parts as fit; each begins with the system turn, if there is one, and ends with an answer.
-fn fit(tokenizer: &Tokenizer, messages: &[documents::Message], limit: usize) -> Result<Vec<Vec<Message>>, String> {
-    let messages = turns(messages);
-    let tokens =
-        |part: &[Message]| encode_conversation(tokenizer, part).map(|t| t.ids.len()).map_err(|e| e.to_string());
+/// How the settings want examples tokenised.
+#[must_use]
+pub fn tokenisation(settings: &TrainingSettings) -> Tokenisation {
+    let role = |role: &documents::Role| match role {
+        documents::Role::System => Role::System,
+        documents::Role::User => Role::User,
+        documents::Role::Assistant => Role::Assistant,
+        documents::Role::Tool => Role::Tool,
+    };
+    Tokenisation {
+        sequence_length: settings.sequence_length as usize,
+        train_on: settings.train_on.iter().map(role).collect(),
+    }
+}
+
+/// Whether the loss counts this turn.
+fn counts(message: &Message, how: &Tokenisation) -> bool {
+    how.train_on.iter().any(|role| role.as_str() == message.role)
+}
+
+/// The chat in as few parts as fit; each begins with the system turn, if there is one, and holds whole exchanges.
+fn fit(
+    tokenizer: &Tokenizer,
+    messages: &[documents::Message],
+    how: &Tokenisation,
+) -> Result<Vec<Vec<Message>>, String> {
+    let (messages, limit) = (turns(messages), how.sequence_length);
+    let tokens = |part: &[Message]| {
+        encode_conversation(tokenizer, part, &how.train_on).map(|t| t.ids.len()).map_err(|e| e.to_string())
+    };
     if tokens(&messages)? <= limit {
         return Ok(vec![messages]);
     }
     let (system, rest) = messages.split_at(usize::from(messages.first().is_some_and(|m| m.role == "system")));
     let (mut parts, mut current): (Vec<Vec<Message>>, _) = (Vec::new(), system.to_vec());
-    // one exchange: everything up to and including an answer; a question without an answer teaches nothing
+    // one exchange: everything up to and including an answer; one without a turn that counts teaches nothing
     for exchange in rest.split_inclusive(|message| message.role == "assistant") {
-        if exchange.last().is_none_or(|message| message.role != "assistant") {
+        if !exchange.iter().any(|message| counts(message, how)) {
             continue;
         }
         let longer = [current.as_slice(), exchange].concat();
@@ -157,9 +174,11 @@ fn origin<'a>(document: &DocumentId, texts: impl IntoIterator<Item = &'a str>) -
 mod tests {
     use std::path::Path;
 
-    use tunesmith_contract::documents::Message as Turn;
+    use tunesmith_contract::documents::{Message as Turn, Role};
 
     use super::*;
+
+    const ASSISTANT: [super::Role; 1] = [super::Role::Assistant];
 
     fn tokenizer() -> Tokenizer {
         Tokenizer::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("base-model")).unwrap()
@@ -177,21 +196,21 @@ mod tests {
             messages.push(turn(Role::User, &format!("What is the rule number {number} of the handbook?")));
             messages.push(turn(Role::Assistant, &format!("The rule number {number} says that doors are closed.")));
         }
-        let whole = encode_conversation(&tokenizer, &turns(&messages)).unwrap().ids.len();
+        let whole = encode_conversation(&tokenizer, &turns(&messages), &ASSISTANT).unwrap().ids.len();
         let chat = documents::Example::Chat { messages, document };
-        let split = Split::prepare(&tokenizer, std::slice::from_ref(&chat), whole / 2);
+        let split = Split::prepare(&tokenizer, std::slice::from_ref(&chat), &Tokenisation::of_length(whole / 2));
         assert!(split.examples.len() >= 2 && split.left_out.count == 0, "{:?}", split.examples.len());
         let mut answers = 0;
         for example in &split.examples {
             let Example::Chat { messages } = example else { panic!("a chat stays a chat") };
             assert_eq!((messages[0].role.as_str(), messages[1].role.as_str()), ("system", "user"));
             answers += messages.iter().filter(|m| m.role == "assistant").count();
-            assert!(encode_conversation(&tokenizer, messages).unwrap().ids.len() <= whole / 2);
+            assert!(encode_conversation(&tokenizer, messages, &ASSISTANT).unwrap().ids.len() <= whole / 2);
         }
         assert_eq!(answers, 6, "every answer is trained on once");
-        assert!(split.dataset(&tokenizer, whole / 2).is_ok());
+        assert!(split.dataset(&tokenizer, &Tokenisation::of_length(whole / 2)).is_ok());
 
-        let split = Split::prepare(&tokenizer, &[chat], 12);
+        let split = Split::prepare(&tokenizer, &[chat], &Tokenisation::of_length(12));
         assert_eq!((split.examples.len(), split.left_out.count), (0, 1));
         assert!(split.left_out.first.contains("sequence_length is 12"), "{}", split.left_out.first);
     }
@@ -206,8 +225,12 @@ mod tests {
                 document: document.clone(),
             },
         ];
-        let split = Split::prepare(&tokenizer, &lines, 64);
+        let split = Split::prepare(&tokenizer, &lines, &Tokenisation::of_length(64));
         let counts: Vec<_> = split.origins.iter().map(|o| (o.words, o.bytes)).collect();
         assert_eq!(counts, [(3, 17), (2, 9)]);
+
+        let settings = TrainingSettings { train_on: vec![Role::User, Role::Assistant], ..TrainingSettings::default() };
+        let split = Split::prepare(&tokenizer, &lines[1..], &tokenisation(&settings));
+        assert_eq!((split.origins[0].words, split.origins[0].bytes), (5, 24), "of both turns");
     }
 }

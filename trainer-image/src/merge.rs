@@ -130,7 +130,7 @@ mod tests {
     }
 
     fn place() -> Place {
-        Place { layer: 0, module: Module::Q, path: Module::Q.path_in(0) }
+        Place { layer: 0, module: Module::Q, path: Module::Q.path_in(0), shape: [1, 2] }
     }
 
     #[test]

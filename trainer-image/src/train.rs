@@ -15,7 +15,7 @@ use crate::{
     context::Context,
     error::{Result, TrainerError},
     evaluation::{self, EVALUATION, TestSplit},
-    examples::Split,
+    examples::{Split, tokenisation},
     halt::Halt,
     machine,
     reference::{self, REFERENCE},
@@ -102,11 +102,11 @@ async fn tokenised(
     name: &'static str,
 ) -> Result<(Dataset, Vec<DocumentId>)> {
     let lines = splits::read(&context.store, &job.dataset, name).await?;
-    let (tokenizer, length) = (base.tokenizer.clone(), job.training.sequence_length as usize);
+    let (tokenizer, how) = (base.tokenizer.clone(), tokenisation(&job.training));
     blocking(move || {
-        let split = Split::prepare(&tokenizer, &lines, length);
+        let split = Split::prepare(&tokenizer, &lines, &how);
         split.left_out.warn(name);
-        let dataset = split.dataset(&tokenizer, length)?;
+        let dataset = split.dataset(&tokenizer, &how)?;
         Ok((dataset, split.origins.into_iter().map(|origin| origin.document).collect()))
     })
     .await
@@ -114,6 +114,6 @@ async fn tokenised(
 
 async fn test_split(job: &TrainJob, base: &Base, context: &Context) -> Result<TestSplit> {
     let lines = splits::read(&context.store, &job.dataset, "test").await?;
-    let (base, length) = (base.clone(), job.training.sequence_length as usize);
-    blocking(move || TestSplit::new(&base, lines, length)).await
+    let (base, how) = (base.clone(), tokenisation(&job.training));
+    blocking(move || TestSplit::new(&base, lines, &how)).await
 }

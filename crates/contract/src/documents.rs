@@ -276,13 +276,29 @@ pub enum SourceStatus {
 /// Who speaks in a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Role {
     /// Instructions.
     System,
     /// The person.
     User,
-    /// The model: only these turns are trained on.
+    /// The model.
     Assistant,
+    /// What a tool gave back.
+    Tool,
+}
+
+impl Role {
+    /// The name on the wire, which is also that of chat templates.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
 }
 
 /// One turn of a chat.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use tunesmith_contract::{
-    documents::{DatasetManifest, Example, QuarantineRecord, Role, SplitSize, UnreadUploads},
+    documents::{DatasetManifest, Example, QuarantineRecord, SplitSize, UnreadUploads},
     ids::DocumentId,
 };
 
@@ -211,11 +211,7 @@ fn example_box(out: &mut String, example: &Example) {
         Example::Text { text, .. } => out.push_str(&escape(&cut(text))),
         Example::Chat { messages, .. } => {
             for (index, message) in messages.iter().enumerate() {
-                let role = match message.role {
-                    Role::System => "system",
-                    Role::User => "user",
-                    Role::Assistant => "assistant",
-                };
+                let role = message.role.as_str();
                 let gap = if index > 0 { "\n\n" } else { "" };
                 let _ = write!(out, "{gap}<b>{role}</b> {}", escape(&cut(&message.content)));
             }

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::tokenizer::Foreign;
+
 /// Every failure of this crate. None of them is cured by trying again: each says what was found and what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file cannot be read or written.
-    #[error("cannot read or write {path}: {source}; check that the file is there and complete")]
+    #[error("cannot read or write {path}: {source}; check the path, its permissions and the room on the disk")]
     Io {
         /// The file.
         path: PathBuf,
@@ -31,6 +33,13 @@ pub enum ModelError {
         /// What would be accepted.
         supported: &'static str,
     },
+    /// An encoder-decoder where a decoder is needed. [`crate::EncoderDecoder`] computes it and trains adapters on it, but the chat
+    /// template, the training loop, serving and export take decoders only.
+    #[error(
+        "config.json: model_type = \"t5\" is an encoder-decoder, which training runs, chats, serving and exports cannot use; choose \
+         a base model of type llama, mistral, qwen2, qwen3, phi3, gemma2 or gpt2"
+    )]
+    EncoderDecoderModel,
     /// A safetensors file is truncated or not a safetensors file.
     #[error("{path} is not a complete safetensors file ({reason}); fetch it again")]
     BadSafetensors {
@@ -141,6 +150,16 @@ pub enum ModelError {
         /// The library's words.
         reason: String,
     },
+    /// The tokenizer is that of another model.
+    #[error(
+        "tokenizer {path} does not belong to this model: {foreign}; use the tokenizer files that came with the base model"
+    )]
+    WrongTokenizer {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// By what it was recognised.
+        foreign: Foreign,
+    },
     /// The tokenizer has no chat template and a chat was to be rendered.
     #[error("the tokenizer has no chat_template; add one to tokenizer_config.json or train on plain text")]
     NoChatTemplate,
@@ -150,10 +169,10 @@ pub enum ModelError {
         /// The template engine's words, with line numbers.
         reason: String,
     },
-    /// A turn of the assistant cannot be located in the rendered conversation.
+    /// A turn that counts cannot be located in the rendered conversation.
     #[error(
-        "turn {turn} cannot be located in the rendered conversation because the template rewrites earlier turns; \
-         split the conversation so that this turn is the last"
+        "turn {turn} cannot be located in the rendered conversation because the template rewrites or repeats it; \
+         split the conversation so that this turn is the last, or leave its role out of train_on"
     )]
     TurnNotLocated {
         /// Index of the message.

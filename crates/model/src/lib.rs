@@ -1,7 +1,7 @@
 //! Decoder models on candle: operations with hand-written backward, weights, tokenizer, chat templates.
 //!
 //! Start at [`Decoder::load`] and [`Tokenizer::load`] with a folder in Hugging Face layout; [`Decoder::advance`] generates,
-//! [`Decoder::loss_and_gradients`] trains an adapter. The mathematics of one operation is in one file of [`ops`]; what an
+//! [`Decoder::loss_and_gradients`] trains an adapter; [`EncoderDecoder`] is the same for T5. The mathematics of one operation is in one file of [`ops`]; what an
 //! architecture consists of is in [`config`].
 
 pub mod adapters;
@@ -10,6 +10,7 @@ pub mod chat;
 pub mod config;
 pub mod decode;
 pub mod decoder;
+pub mod encoder_decoder;
 pub mod error;
 pub mod frozen;
 pub mod memory;
@@ -18,14 +19,16 @@ pub mod peft;
 pub mod rng;
 pub mod tokenizer;
 pub mod weights;
+mod whole_file;
 
 pub use adapters::{AdaLoraConfig, Adapter, AdapterConfig, Ia3Config, LoraConfig, Method, Module, RankAllocator};
 pub use batch::Batch;
-pub use chat::{GenerationPrompt, Message, encode_conversation, encode_prompt};
+pub use chat::{GenerationPrompt, Message, Role, encode_conversation, encode_prompt};
 pub use config::ModelConfig;
 pub use decode::KvCache;
 pub use decoder::{Decoder, LossGradients, Recompute};
+pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig, PairBatch};
 pub use error::ModelError;
 pub use frozen::Quantization;
 pub use ops::cross_entropy::IGNORE;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Foreign, Tokenizer};

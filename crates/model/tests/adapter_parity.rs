@@ -4,16 +4,27 @@
 // helpers of a test may unwrap as the test itself may
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::path::PathBuf;
+
 mod common;
 
 use common::{goldens, largest_difference, logits, merged, tensors, token_ids};
 use tunesmith_model::{Decoder, peft};
 
+/// The folder of the golden model that `method` was trained on.
+fn base(method: &str) -> PathBuf {
+    match method.split_once('-') {
+        Some((base, _)) => goldens("architectures").join(base),
+        None => goldens("gqa-tied"),
+    }
+}
+
 #[test]
 fn adapters_of_every_method_that_peft_wrote_give_the_logits_of_peft_cached_and_merged() {
-    let base = goldens("gqa-tied");
-    let model = Decoder::load(&base).unwrap();
-    for method in ["dora", "loraplus", "adalora", "ia3"] {
+    let fused = ["gpt2-dora", "gpt2-adalora", "gpt2-ia3", "phi3-dora", "phi3-adalora", "phi3-ia3"];
+    for method in ["dora", "loraplus", "adalora", "ia3"].into_iter().chain(fused) {
+        let base = base(method);
+        let model = Decoder::load(&base).unwrap();
         let folder = goldens("adapters").join(method);
         let adapter = peft::load(&folder.join("final"), model.config()).unwrap();
         let golden = tensors(&folder.join("adapted.safetensors"));

@@ -8,7 +8,7 @@ mod common;
 use common::{compare_logits, goldens};
 use serde::Deserialize;
 use tunesmith_model::chat::encode_conversation;
-use tunesmith_model::{Decoder, GenerationPrompt, Message, Tokenizer, encode_prompt, peft};
+use tunesmith_model::{Decoder, GenerationPrompt, Message, Role, Tokenizer, encode_prompt, peft};
 
 fn compare(folder: &str, file: &str, adapter_folder_opt: Option<&str>) {
     let model = Decoder::load(&goldens(folder)).unwrap();
@@ -68,7 +68,7 @@ fn chat_rendering_tokens_and_masks_equal_transformers() {
             }
             assert_eq!(rendered.unwrap(), case.text);
             assert_eq!(template.render(&case.messages[..1], GenerationPrompt::Add).unwrap(), case.prompt);
-            let tokens = encode_conversation(&tokenizer, &case.messages).unwrap();
+            let tokens = encode_conversation(&tokenizer, &case.messages, &[Role::Assistant]).unwrap();
             assert_eq!(tokens.ids, case.ids, "{name}: {:?}", case.text);
             let wanted: Vec<bool> = case.mask.iter().map(|mask| *mask == 1).collect();
             assert_eq!(tokens.counted, wanted, "{name}: {:?}", case.text);
@@ -87,7 +87,7 @@ fn the_turn_terminator_is_inside_the_loss() {
         Message::new("user", "more"),
         Message::new("assistant", "b"),
     ];
-    let tokens = encode_conversation(&tokenizer, &messages).unwrap();
+    let tokens = encode_conversation(&tokenizer, &messages, &[Role::Assistant]).unwrap();
     let end = tokenizer.eos().unwrap();
     let counted: Vec<u32> =
         tokens.ids.iter().zip(&tokens.counted).filter(|(_, counted)| **counted).map(|(id, _)| *id).collect();

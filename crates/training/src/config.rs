@@ -136,8 +136,8 @@ impl TrainingConfig {
         check("memory_limit_mb", 0, self.memory_limit_mb != Some(0), "choose 1 or more")?;
         let length = self.sequence_length;
         check("sequence_length", length, length >= 2, "choose 2 or more")?;
-        let fits = length <= model.max_position_embeddings;
-        check("sequence_length", length, fits, "choose at most max_position_embeddings of the base model")
+        let limit = model.max_position_embeddings;
+        if length > limit { Err(TrainingError::SequenceBeyondModel { length, limit }) } else { Ok(()) }
     }
 
     /// AdaLoRA's budget is laid out for a number of steps, which must be that of the run.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tunesmith_model::{Batch, IGNORE, Message, Tokenizer, encode_conversation};
+use tunesmith_model::{Batch, IGNORE, Message, Role, Tokenizer, encode_conversation};
 
 use crate::error::{Result, TrainingError};
 
@@ -20,11 +20,28 @@ pub enum Example {
         /// Plain text, without special tokens.
         text: String,
     },
-    /// The answers of the assistant count, with their terminators.
+    /// The turns of [`Tokenisation::train_on`] count, with their terminators.
     Chat {
         /// The turns.
         messages: Vec<Message>,
     },
+}
+
+/// How examples become sequences.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokenisation {
+    /// Longest sequence in tokens. Longer texts are split, longer conversations refused.
+    pub sequence_length: usize,
+    /// Whose turns of a conversation count.
+    pub train_on: Vec<Role>,
+}
+
+impl Tokenisation {
+    /// The answers of the assistant count.
+    #[must_use]
+    pub fn of_length(sequence_length: usize) -> Self {
+        Self { sequence_length, train_on: vec![Role::Assistant] }
+    }
 }
 
 /// Tokens that go through the model as one sequence.
@@ -52,16 +69,17 @@ pub struct Dataset {
     sequences: Vec<Sequence>,
     /// Examples given.
     pub num_examples: usize,
-    /// Examples left out because no token of theirs counts (conversations without an answer, empty texts); of given
+    /// Examples left out because no token of theirs counts (conversations without a turn that counts, empty texts); of given
     /// sequences, those.
     pub num_unusable: usize,
 }
 
 impl Dataset {
-    /// Tokenises. Texts get the tokenizer's start token and the end token and are split into windows of `sequence_length`
+    /// Tokenises. Texts get the tokenizer's start token and the end token and are split into windows of the sequence length
     /// that share one token, so that every token is predicted exactly once. A conversation that does not fit is refused: cut in
     /// two it would teach to answer without the question.
-    pub fn build(tokenizer: &Tokenizer, examples: &[Example], sequence_length: usize) -> Result<Self> {
+    pub fn build(tokenizer: &Tokenizer, examples: &[Example], how: &Tokenisation) -> Result<Self> {
+        let Tokenisation { sequence_length, train_on } = how;
         let mut sequences = Vec::new();
         let (mut num_unusable, mut num_tokens) = (0, 0);
         for (example, content) in examples.iter().enumerate() {
@@ -75,12 +93,12 @@ impl Dataset {
                     }
                     num_tokens += ids.len();
                     if has_text {
-                        sequences.extend(windows(&ids, sequence_length, example));
+                        sequences.extend(windows(&ids, *sequence_length, example));
                     }
                 }
                 Example::Chat { messages } => {
-                    let tokens = encode_conversation(tokenizer, messages)?;
-                    let (length, limit) = (tokens.ids.len(), sequence_length);
+                    let tokens = encode_conversation(tokenizer, messages, train_on)?;
+                    let (length, limit) = (tokens.ids.len(), *sequence_length);
                     num_tokens += length;
                     if length > limit {
                         return Err(TrainingError::SequenceTooLong { example, length, limit });

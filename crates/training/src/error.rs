@@ -17,6 +17,17 @@ pub enum TrainingError {
         /// What to write instead.
         remedy: &'static str,
     },
+    /// Sequences longer than the base model was made for.
+    #[error(
+        "sequence_length {length} exceeds the {limit} positions of the base model; choose at most {limit}, or a base model with \
+         longer context"
+    )]
+    SequenceBeyondModel {
+        /// `sequence_length`.
+        length: usize,
+        /// `max_position_embeddings` of the base model.
+        limit: usize,
+    },
     /// No example at all.
     #[error("the dataset has no example long enough to learn from ({num_examples} given); add documents")]
     EmptyDataset {
@@ -26,7 +37,7 @@ pub enum TrainingError {
     /// No token of any example counts: training would report a loss of zero and learn nothing.
     #[error(
         "none of the {num_tokens} tokens in {num_examples} examples counts for the loss; \
-         conversations need at least one answer of the role assistant"
+         conversations need at least one turn of a role that train_on names (assistant unless it is set)"
     )]
     AllLabelsMasked {
         /// Examples given.

@@ -27,7 +27,7 @@ pub mod trainer;
 
 pub use adamw::Optimizer;
 pub use config::TrainingConfig;
-pub use data::{Dataset, Example, Sequence};
+pub use data::{Dataset, Example, Sequence, Tokenisation};
 pub use early_stopping::{EarlyStopping, Patience};
 pub use error::TrainingError;
 pub use evaluate::{ExampleLoss, evaluate};

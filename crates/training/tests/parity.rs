@@ -187,3 +187,17 @@ fn ten_steps_of_adalora_equal_peft_with_orthogonality_importance_and_budget() {
 fn ten_steps_of_ia3_equal_peft() {
     ten_steps("gqa-tied", &goldens("adapters/ia3"));
 }
+
+#[test]
+fn ten_steps_of_every_method_equal_peft_on_fused_transposed_projections_with_biases() {
+    for method in ["gpt2-dora", "gpt2-adalora", "gpt2-ia3"] {
+        ten_steps("architectures/gpt2", &goldens("adapters").join(method));
+    }
+}
+
+#[test]
+fn ten_steps_of_every_method_equal_peft_on_fused_projections() {
+    for method in ["phi3-dora", "phi3-adalora", "phi3-ia3"] {
+        ten_steps("architectures/phi3", &goldens("adapters").join(method));
+    }
+}

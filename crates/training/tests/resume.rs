@@ -13,7 +13,9 @@ use common::{config, dataset, goldens, in_pool, model, run};
 use tunesmith_model::{
     AdaLoraConfig, AdapterConfig, Decoder, Ia3Config, LoraConfig, Message, Method, Module, Tokenizer,
 };
-use tunesmith_training::{Dataset, Example, Sequence, Trainer, TrainingConfig, TrainingError, checkpoint};
+use tunesmith_training::{
+    Dataset, Example, Sequence, Tokenisation, Trainer, TrainingConfig, TrainingError, checkpoint,
+};
 
 /// Every file of a checkpoint that has content, with its name.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -174,7 +176,7 @@ fn what_cannot_be_trained_is_refused_before_the_first_step() {
     assert!(refused(short).contains("total_step = 10, the run has 9 steps"));
     assert!(refused(TrainingConfig { loraplus_lr_ratio: 2.0, ..named("ia3") }).contains("loraplus_lr_ratio = 2"));
     assert!(refused(TrainingConfig { learning_rate: f64::NAN, ..config() }).contains("learning_rate"));
-    assert!(refused(TrainingConfig { sequence_length: 512, ..config() }).contains("max_position_embeddings"));
+    assert!(refused(TrainingConfig { sequence_length: 512, ..config() }).contains("256 positions"));
     assert!(refused(TrainingConfig { sequence_length: 10, ..config() }).contains("sequence_length 10"));
     let foreign = Sequence { ids: vec![1, 160], counted: vec![false, true], example: 0 };
     let foreign = Dataset::from_sequences(vec![foreign]).unwrap();
@@ -249,25 +251,28 @@ fn conversations_without_answers_are_an_error_and_long_ones_are_named() {
     let chat =
         |turns: &[(&str, &str)]| Example::Chat { messages: turns.iter().map(|(r, c)| Message::new(r, c)).collect() };
     let question = chat(&[("user", "anyone?")]);
-    let error = Dataset::build(&tokenizer, std::slice::from_ref(&question), 64).unwrap_err();
+    let error = Dataset::build(&tokenizer, std::slice::from_ref(&question), &Tokenisation::of_length(64)).unwrap_err();
     assert!(matches!(error, TrainingError::AllLabelsMasked { num_examples: 1, .. }), "{error}");
     let answered = chat(&[("user", "one"), ("assistant", "two")]);
-    let data = Dataset::build(&tokenizer, &[question, answered.clone()], 64).unwrap();
+    let data = Dataset::build(&tokenizer, &[question, answered.clone()], &Tokenisation::of_length(64)).unwrap();
     assert_eq!((data.len(), data.num_examples, data.num_unusable), (1, 2, 1));
     let last =
         data.sequences()[0].ids.iter().zip(&data.sequences()[0].counted).rfind(|(_, counted)| **counted).unwrap();
     assert_eq!(Some(*last.0), tokenizer.eos(), "the terminator is inside the loss");
-    let error = Dataset::build(&tokenizer, &[answered], 4).unwrap_err();
+    let error = Dataset::build(&tokenizer, &[answered], &Tokenisation::of_length(4)).unwrap_err();
     assert!(matches!(error, TrainingError::SequenceTooLong { example: 0, limit: 4, .. }), "{error}");
-    assert!(matches!(Dataset::build(&tokenizer, &[], 4), Err(TrainingError::EmptyDataset { num_examples: 0 })));
+    assert!(matches!(
+        Dataset::build(&tokenizer, &[], &Tokenisation::of_length(4)),
+        Err(TrainingError::EmptyDataset { num_examples: 0 })
+    ));
 }
 
 #[test]
 fn texts_end_with_the_end_token_and_every_token_counts_once() {
     let tokenizer = Tokenizer::load(&goldens("chat/marked")).unwrap();
     let texts = ["a longer text about leave and days", "  "].map(|text| Example::Text { text: text.to_owned() });
-    let whole = Dataset::build(&tokenizer, &texts, 512).unwrap();
-    let split = Dataset::build(&tokenizer, &texts, 6).unwrap();
+    let whole = Dataset::build(&tokenizer, &texts, &Tokenisation::of_length(512)).unwrap();
+    let split = Dataset::build(&tokenizer, &texts, &Tokenisation::of_length(6)).unwrap();
     assert_eq!(whole.num_unusable, 1);
     assert_eq!(whole.sequences()[0].ids.last().copied(), tokenizer.eos());
     let targets = |data: &Dataset| data.sequences().iter().map(Sequence::num_targets).sum::<usize>();

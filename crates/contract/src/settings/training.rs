@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{SettingsError, bad};
+use crate::documents::Role;
 
 /// What is trained beside the frozen base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +132,9 @@ settings! {
         packing: bool = true,
         /// Longest sequence in tokens; longer examples are cut into several.
         sequence_length: u32 = 256,
+        /// Whose turns in chats the model learns to write, and is scored on: any of system, user, assistant, tool. Terminators of
+        /// these turns are part of them. All of a plain text counts.
+        train_on: Vec<Role> = vec![Role::Assistant],
         /// How the learning rate falls after the warm-up: `cosine`, `linear`, `constant`, or `wsd` (constant until it decays in
         /// the last steps).
         schedule: Schedule = Schedule::Cosine,
@@ -231,6 +235,15 @@ impl TrainingSettings {
                 "write 0 or a number above 0",
             );
         }
+        let repeats = |(at, role): (usize, &Role)| t.train_on[..at].contains(role);
+        if t.train_on.is_empty() || t.train_on.iter().enumerate().any(repeats) {
+            let written = t.train_on.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ");
+            return bad(
+                "training.train_on",
+                &format!("[{written}]"),
+                "name one or more of system user assistant tool, each once",
+            );
+        }
         let counts: [(&'static str, u32); 6] = [
             ("training.adalora.deltaT", t.adalora.delta_t),
             ("training.epochs", t.epochs),
@@ -325,6 +338,12 @@ mod tests {
             ("[training]\nlearning_rate = nan", "training.learning_rate = NaN"),
             ("[training]\nschedule = \"wsd\"\ndecay_ratio = 0.0", "training.decay_ratio = 0"),
             ("[training]\nschedule = \"step\"", "wsd"),
+            ("[training]\ntrain_on = []", "training.train_on = []: name one or more of system user assistant tool"),
+            ("[training]\ntrain_on = [\"user\", \"user\"]", "training.train_on = [user user]: name one or more"),
+            (
+                "[training]\ntrain_on = [\"robot\"]",
+                "unknown variant `robot`, expected one of `system`, `user`, `assistant`, `tool`",
+            ),
             ("[training]\noptimizer = \"adam\"", "adamw-8bit"),
             (
                 "[training]\nquantization = \"int4\"",

@@ -57,14 +57,19 @@ fn parse(line: &str) -> Result<Vec<Message>, String> {
         return Err("a system message may only stand first".into());
     }
     let turns: Vec<Role> = messages.iter().map(|m| m.role).filter(|r| *r != Role::System).collect();
+    let follows = |pair: &[Role]| match pair[0] {
+        Role::Assistant => matches!(pair[1], Role::User | Role::Tool),
+        Role::Tool => matches!(pair[1], Role::Assistant | Role::Tool),
+        Role::User | Role::System => pair[1] == Role::Assistant,
+    };
     if turns.first() != Some(&Role::User) {
         return Err("the first turn must be the user's".into());
     }
     if turns.last() != Some(&Role::Assistant) {
         return Err("the last turn must be the assistant's: it is what the model learns".into());
     }
-    if turns.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err("user and assistant must take turns".into());
+    if !turns.windows(2).all(follows) {
+        return Err("user and assistant must take turns; a tool may answer the assistant".into());
     }
     Ok(messages)
 }
@@ -82,11 +87,13 @@ mod tests {
 not json
 {"messages":[{"role":"user","content":" "},{"role":"assistant","content":"x"}]}
 {"messages":[{"role":"user","content":"a"},{"role":"user","content":"a"},{"role":"assistant","content":"x"}]}
-{"messages":[]}"#;
+{"messages":[]}
+{"messages":[{"role":"user","content":"a"},{"role":"tool","content":"b"},{"role":"assistant","content":"x"}]}
+{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"tool","content":"c"},{"role":"assistant","content":"x"}]}"#;
         let extracted = extract(text).unwrap();
-        assert_eq!(extracted.chats.len(), 1);
+        assert_eq!(extracted.chats.iter().map(Vec::len).collect::<Vec<_>>(), [2, 4]);
         let lines: Vec<u64> = extracted.skipped_lines.iter().map(|s| s.line).collect();
-        assert_eq!(lines, [3, 4, 5, 6, 7, 8]);
+        assert_eq!(lines, [3, 4, 5, 6, 7, 8, 9]);
         assert!(extracted.skipped_lines[0].reason.contains("last turn"));
         assert!(extracted.skipped_lines[1].reason.contains("robot"), "{}", extracted.skipped_lines[1].reason);
     }

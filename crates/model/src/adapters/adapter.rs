@@ -1,6 +1,7 @@
 //! An adapter for a whole model: what training changes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
@@ -8,8 +9,8 @@ use super::Module;
 use super::adalora::{Vectors, add_orthogonality};
 use super::config::AdapterConfig;
 use super::module_adapter::ModuleAdapter;
+use super::sites::{Place, Sites};
 use super::start::Start;
-use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::frozen::Quantization;
@@ -44,40 +45,51 @@ impl LayerAdapters {
 pub struct Adapter {
     config: AdapterConfig,
     base_quantization: Quantization,
+    sites: Arc<Sites>,
     layers: Vec<LayerAdapters>,
 }
 
 impl Adapter {
     /// A fresh adapter, which leaves the model as it is; the same `seed` gives the same values everywhere.
     pub fn new(config: AdapterConfig, model: &Decoder, seed: u64) -> Result<Self> {
+        let row_norms = |place: &Place| model.row_norms(place.layer, place.module);
+        Ok(Self::fresh(config, model.config(), seed, row_norms)?.on_base(model))
+    }
+
+    /// The same for any model; `row_norms` are the lengths of the rows of the frozen matrix at a place.
+    pub(crate) fn fresh(
+        config: AdapterConfig,
+        sites: impl Into<Sites>,
+        seed: u64,
+        row_norms: impl Fn(&Place) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
         let mut rng = Rng::new(seed, 0x10_2A);
-        let adapter = Self::build(config, model.config(), &BTreeMap::new(), |place, _, shape, start| {
-            start.make(shape, &mut rng, || model.row_norms(place.layer, place.module))
-        })?;
-        Ok(adapter.on_base(model))
+        Self::build(config, sites, &BTreeMap::new(), |place, _, shape, start| {
+            start.make(shape, &mut rng, || row_norms(place))
+        })
     }
 
     /// An adapter whose tensors come from `make`. `ranks` has AdaLoRA's ranks by path where they are not the initial one.
     pub(crate) fn build(
         config: AdapterConfig,
-        model: &ModelConfig,
+        sites: impl Into<Sites>,
         ranks: &BTreeMap<String, usize>,
         mut make: impl FnMut(&Place, &'static str, &[usize], Start) -> Result<Tensor>,
     ) -> Result<Self> {
-        config.validate(model.modules())?;
-        let mut layers = Vec::with_capacity(model.num_hidden_layers);
-        for layer in 0..model.num_hidden_layers {
+        let sites: Sites = sites.into();
+        config.validate(sites.modules())?;
+        let mut layers = Vec::with_capacity(sites.layers().len());
+        for places in sites.layers() {
             let mut adapters = LayerAdapters::default();
-            for module in model.modules().iter().copied().filter(|module| config.target_modules.contains(module)) {
-                let place = Place::new(layer, module);
+            for place in places.iter().filter(|place| config.target_modules.contains(&place.module)) {
                 let rank_opt = ranks.get(&place.path).copied();
-                let mut make = |name: &'static str, shape: &[usize], start| make(&place, name, shape, start);
-                let adapter = ModuleAdapter::build(&config, module, model.module_shape(module), rank_opt, &mut make)?;
-                adapters.set(module, adapter);
+                let mut make = |name: &'static str, shape: &[usize], start| make(place, name, shape, start);
+                let adapter = ModuleAdapter::build(&config, place.module, place.shape, rank_opt, &mut make)?;
+                adapters.set(place.module, adapter);
             }
             layers.push(adapters);
         }
-        Ok(Self { config, base_quantization: Quantization::None, layers })
+        Ok(Self { config, base_quantization: Quantization::None, sites: Arc::new(sites), layers })
     }
 
     /// The same adapter, trained on `model` from now on.
@@ -95,6 +107,12 @@ impl Adapter {
     #[must_use]
     pub fn base_quantization(&self) -> Quantization {
         self.base_quantization
+    }
+
+    /// Where it can sit, and what these places are called.
+    #[must_use]
+    pub fn sites(&self) -> &Sites {
+        &self.sites
     }
 
     /// Its settings.
@@ -117,9 +135,8 @@ impl Adapter {
 
     /// Every module that carries an adapter, in the order of the parameters.
     pub fn modules(&self) -> impl Iterator<Item = (Place, &ModuleAdapter)> {
-        let of_layer =
-            |(index, layer)| LayerAdapters::iter(layer).map(move |(m, adapter)| (Place::new(index, m), adapter));
-        self.layers.iter().enumerate().flat_map(of_layer)
+        let adapter = move |place: &Place| Some((place.clone(), self.layer(place.layer)?.get(place.module)?));
+        self.sites.layers().iter().flatten().filter_map(adapter)
     }
 
     /// Every tensor with its name (`model.layers.0.self_attn.q_proj.lora_A.weight`), in the order that gradients and optimizer
@@ -189,24 +206,12 @@ impl Adapter {
             changed.collect::<Result<_>>().map(LayerAdapters)
         };
         let layers = self.layers.iter().map(of_layer).collect::<Result<_>>()?;
-        Ok(Self { config: self.config.clone(), base_quantization: self.base_quantization, layers })
-    }
-}
-
-/// Where a module lies.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// Index of the layer.
-    pub layer: usize,
-    /// Which projection.
-    pub module: Module,
-    /// `model.layers.0.self_attn.q_proj`.
-    pub path: String,
-}
-
-impl Place {
-    fn new(layer: usize, module: Module) -> Self {
-        Self { layer, module, path: module.path_in(layer) }
+        Ok(Self {
+            config: self.config.clone(),
+            base_quantization: self.base_quantization,
+            sites: self.sites.clone(),
+            layers,
+        })
     }
 }
 

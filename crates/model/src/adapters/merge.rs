@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::adapter::{Adapter, Place};
+use super::adapter::Adapter;
 use super::module_adapter::ModuleAdapter;
+use super::sites::Place;
 use crate::error::{ModelError, Result};
 use crate::ops::host;
 

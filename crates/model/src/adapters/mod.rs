@@ -14,17 +14,20 @@ pub mod lora;
 mod merge;
 mod module_adapter;
 mod rank_allocator;
+mod sites;
 mod start;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{Adapter, LayerAdapters, Place};
+pub use adapter::{Adapter, LayerAdapters};
 pub use config::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Method};
 pub use merge::{Merge, Merges};
 pub use module_adapter::ModuleAdapter;
 pub use rank_allocator::RankAllocator;
+pub(crate) use sites::Kind;
+pub use sites::{Place, Sites};
 
 use crate::error::{ModelError, Result};
 
@@ -131,6 +134,21 @@ impl Module {
         match self {
             Self::AttnCProj | Self::MlpCProj => self.path(),
             _ => self.path().rsplit('.').next().unwrap_or_default(),
+        }
+    }
+
+    /// What T5 calls it: the words of its paper's code. With a gate there are two projections up.
+    pub(crate) fn t5_name(self, gated: bool) -> &'static str {
+        match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::O => "o",
+            Self::Gate => "wi_0",
+            Self::Up if gated => "wi_1",
+            Self::Up => "wi",
+            Self::Down => "wo",
+            _ => self.name(),
         }
     }
 

@@ -19,6 +19,7 @@ pub(super) fn parse(json: &Map<String, Value>) -> Result<ModelConfig> {
         Some("phi3") => phi3(&fields)?,
         Some("gemma2") => gemma2(&fields)?,
         Some("gpt2") => gpt2(&fields)?,
+        Some("t5") => return Err(ModelError::EncoderDecoderModel),
         _ => return Err(unsupported("model_type", json.get("model_type").unwrap_or(&Value::Null), FAMILIES)),
     };
     fields.finish()?;

@@ -56,7 +56,7 @@ const HARMLESS: &[&str] = &[
 ];
 
 /// The keys of `config.json`, and which of them were read.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     json: &'a Map<String, Value>,
     read: RefCell<BTreeSet<&'static str>>,
 }
@@ -160,6 +160,6 @@ pub(crate) fn token_ids(value: Option<&Value>) -> Vec<u32> {
     }
 }
 
-pub(super) fn unsupported(key: &str, value: &Value, supported: &'static str) -> ModelError {
+pub(crate) fn unsupported(key: &str, value: &Value, supported: &'static str) -> ModelError {
     ModelError::UnsupportedConfig { key: key.to_owned(), value: value.to_string(), supported }
 }

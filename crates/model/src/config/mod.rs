@@ -5,7 +5,7 @@
 //! model that answers is worse than none.
 
 mod families;
-mod fields;
+pub(crate) mod fields;
 mod rotary;
 #[cfg(test)]
 mod tests;

@@ -112,6 +112,13 @@ fn gpt2_of_other_mathematics_is_refused() {
     }
 }
 
+#[test]
+fn an_encoder_decoder_is_refused_as_what_it_is() {
+    let error = family("t5", json!({})).unwrap_err();
+    assert!(matches!(error, ModelError::EncoderDecoderModel), "{error}");
+    assert!(error.to_string().contains("t5") && error.to_string().contains("choose a base model"), "{error}");
+}
+
 fn refused(result: Result<ModelConfig>, key: &str) {
     let error = result.unwrap_err();
     assert!(matches!(&error, ModelError::UnsupportedConfig { key: found, .. } if found == key), "{key}: {error}");

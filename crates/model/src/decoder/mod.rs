@@ -5,16 +5,16 @@
 //! walks the layers in reverse by hand and produces gradients of adapters only.
 
 mod attention;
-mod feed_forward;
+pub(crate) mod feed_forward;
 mod load;
 mod memory;
-mod residual;
+pub(crate) mod residual;
 
 use candle_core::Tensor;
 
 pub(crate) use self::attention::{AttentionBlock, Cached};
 pub(crate) use self::feed_forward::FeedForward;
-use crate::adapters::{Adapter, LayerAdapters, Module};
+use crate::adapters::{Adapter, Kind, LayerAdapters, Module};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -61,7 +61,7 @@ enum Kept {
     Input(Tensor, feed_forward::Last),
 }
 
-type Gradients = Vec<ModuleGradient>;
+pub(crate) type Gradients = Vec<ModuleGradient>;
 
 /// Result of one forward and backward pass.
 pub struct LossGradients {
@@ -174,6 +174,7 @@ impl Decoder {
             dx = layer.backward(&dx, kept, &place, wants, &mut gradients)?;
             by_layer.push(gradients);
         }
+        by_layer.reverse();
         let num_targets = batch.num_targets();
         let (gradients, example_norms) = in_parameter_order(by_layer);
         Ok(LossGradients { row_losses, num_targets, gradients, example_norms })
@@ -188,7 +189,7 @@ impl Decoder {
     ) -> Result<(Tensor, Normed)> {
         self.check_adapter(adapter_opt)?;
         let segments = batch.segments();
-        self.check_length(segments.bounds().iter().map(|(start, end)| end - start).max().unwrap_or(0))?;
+        self.check_length(segments.longest())?;
         let positions = segments.positions();
         let mut x = self.embed(batch.ids(), &positions)?;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -243,6 +244,10 @@ impl Decoder {
     pub fn check_adapter(&self, adapter_opt: Option<&Adapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
         adapter.config().validate(self.config.modules())?;
+        if adapter.sites().kind() != Kind::Decoder {
+            let reason = "the adapter is for an encoder-decoder".to_owned();
+            return Err(ModelError::AdapterMismatch { name: "encoder".to_owned(), reason });
+        }
         let (found, wanted) = (adapter.num_layers(), self.layers.len());
         if found != wanted {
             let reason = format!("the adapter has {found} layers, the model {wanted}");
@@ -317,14 +322,14 @@ impl Layer {
 }
 
 /// A linear layer that was asked for the gradient of its input returns it.
-fn wanted(dx: Option<Tensor>) -> Result<Tensor> {
+pub(crate) fn wanted(dx: Option<Tensor>) -> Result<Tensor> {
     dx.ok_or_else(|| candle_core::Error::Msg("a linear layer gave no gradient of its input".into()).into())
 }
 
-/// Gradients, and the norms of each example's own.
-fn in_parameter_order(by_layer: Vec<Gradients>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
+/// Gradients of all layers in their order, and the norms of each example's own.
+pub(crate) fn in_parameter_order(by_layer: Vec<Gradients>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
     let mut ordered = (Vec::new(), Vec::new());
-    for mut gradients in by_layer.into_iter().rev() {
+    for mut gradients in by_layer {
         gradients.sort_by_key(|gradient| gradient.module);
         for gradient in gradients.into_iter().flat_map(|gradient| gradient.tensors) {
             ordered.0.push(gradient.value);

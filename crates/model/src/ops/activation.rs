@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{geglu, gelu, swiglu};
+use super::{geglu, gelu, relu, swiglu};
 use crate::error::Result;
 
 /// One of the operations beside this file.
@@ -14,6 +14,8 @@ pub enum Activation {
     GeGluTanh,
     /// [`gelu`]: no gate, GELU by tanh.
     GeluTanh,
+    /// [`relu`]: no gate.
+    Relu,
 }
 
 impl Activation {
@@ -23,6 +25,7 @@ impl Activation {
             Self::SwiGlu => swiglu::forward(x),
             Self::GeGluTanh => geglu::forward(x),
             Self::GeluTanh => gelu::forward(x),
+            Self::Relu => relu::forward(x),
         }
     }
 
@@ -32,6 +35,7 @@ impl Activation {
             Self::SwiGlu => swiglu::backward(dy, x),
             Self::GeGluTanh => geglu::backward(dy, x),
             Self::GeluTanh => gelu::backward(dy, x),
+            Self::Relu => relu::backward(dy, x),
         }
     }
 }

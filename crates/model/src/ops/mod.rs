@@ -8,6 +8,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod cross_attention;
 pub mod cross_entropy;
 pub mod geglu;
 pub mod gelu;
@@ -17,6 +18,8 @@ pub mod layer_norm;
 pub mod linear;
 pub mod norm;
 pub mod qk_norm;
+pub mod relative_position;
+pub mod relu;
 pub mod rms_norm;
 pub mod rope;
 pub mod rope_scaling;

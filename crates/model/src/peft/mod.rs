@@ -16,12 +16,12 @@ use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::adapters::Adapter;
-use crate::config::ModelConfig;
+use crate::adapters::{Adapter, Sites};
 use crate::error::{ModelError, Result};
 use crate::frozen::Quantization;
 use crate::ops::host;
 use crate::weights::Weights;
+use crate::whole_file;
 
 /// File with the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -40,15 +40,15 @@ struct BaseQuantization {
 }
 
 /// Writes the files into `folder`, which is created. `base_model` is what `peft` shows as `base_model_name_or_path`.
-/// The same adapter gives the same bytes.
+/// The same adapter gives the same bytes. When it fails, no file is half written.
 pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
     fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
     let path = folder.join(CONFIG_FILE);
     let settings = settings::write(adapter, base_model);
     let text = serde_json::to_string_pretty(&settings).map_err(ModelError::json(&path))?;
-    fs::write(&path, text + "\n").map_err(ModelError::io(&path))?;
     write_base_quantization(adapter.base_quantization(), &folder.join(QUANTIZATION_FILE))?;
-    write_tensors(adapter, &folder.join(WEIGHTS_FILE))
+    write_tensors(adapter, &folder.join(WEIGHTS_FILE))?;
+    whole_file::write(&path, (text + "\n").as_bytes()).map_err(ModelError::io(&path))
 }
 
 /// How the base was stored that the adapter in `folder` was trained on. Whoever loads base and adapter asks this first.
@@ -70,17 +70,19 @@ fn write_base_quantization(base_quantization: Quantization, path: &Path) -> Resu
         };
     }
     let text = serde_json::to_string(&BaseQuantization { base_quantization }).map_err(ModelError::json(path))?;
-    fs::write(path, text + "\n").map_err(ModelError::io(path))
+    whole_file::write(path, (text + "\n").as_bytes()).map_err(ModelError::io(path))
 }
 
-/// Reads the files and checks them against the model that the adapter is to sit on.
-pub fn load(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
+/// Reads the files and checks them against the model that the adapter is to sit on: its [`crate::ModelConfig`] or
+/// [`crate::EncoderDecoderConfig`].
+pub fn load(folder: &Path, model: impl Into<Sites>) -> Result<Adapter> {
+    let sites = model.into();
     let path = folder.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
     let settings: Map<String, Value> = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
-    let settings::Stored { config, ranks } = settings::read(&settings, model.modules())?;
+    let settings::Stored { config, ranks } = settings::read(&settings, &sites)?;
     let weights = Weights::open_files(folder, vec![folder.join(WEIGHTS_FILE)])?;
-    let adapter = Adapter::build(config, model, &ranks, |place, name, shape, _| {
+    let adapter = Adapter::build(config, sites, &ranks, |place, name, shape, _| {
         weights.get(&format!("{PREFIX}{}.{name}", place.path), shape)
     })?;
     let known: Vec<String> = adapter.parameters().iter().map(|(name, _)| format!("{PREFIX}{name}")).collect();
@@ -109,12 +111,14 @@ fn write_tensors(adapter: &Adapter, path: &Path) -> Result<()> {
     }
     // `transformers` refuses files without this entry
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(broken)
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(broken)?;
+    whole_file::write(path, &bytes).map_err(ModelError::io(path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ModelConfig;
     use crate::adapters::testing::{every_config, every_method};
     use crate::decoder::tests::{busy_adapter, quantised_model, tiny_model};
 

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::adapters::{AdaLoraConfig, Adapter, AdapterConfig, Ia3Config, LoraConfig, Method, Module, ModuleAdapter};
+use crate::adapters::{
+    AdaLoraConfig, Adapter, AdapterConfig, Ia3Config, Kind, LoraConfig, Method, Module, ModuleAdapter, Sites,
+};
 use crate::error::{ModelError, Result};
 
 /// Keys without effect on what a stored adapter computes: where it came from, how its training began or was regularised, and
@@ -61,11 +63,16 @@ pub(super) struct Stored {
 }
 
 pub(super) fn write(adapter: &Adapter, base_model: &str) -> Value {
-    let config = adapter.config();
+    let (config, sites) = (adapter.config(), adapter.sites());
+    let task_type = match sites.kind() {
+        Kind::Decoder => "CAUSAL_LM",
+        Kind::EncoderDecoder => "SEQ_2_SEQ_LM",
+    };
+    let names = |modules: &[Module]| modules.iter().map(|module| sites.name(*module)).collect::<Vec<_>>();
     let mut settings = json!({
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
-        "target_modules": config.target_modules,
+        "target_modules": names(&config.target_modules),
         "fan_in_fan_out": config.target_modules.iter().any(|module| module.is_transposed()),
         "inference_mode": true,
         "modules_to_save": null,
@@ -105,7 +112,7 @@ pub(super) fn write(adapter: &Adapter, base_model: &str) -> Value {
         }),
         Method::Ia3(ia3) => json!({
             "peft_type": "IA3",
-            "feedforward_modules": ia3.feedforward_modules,
+            "feedforward_modules": names(&ia3.feedforward_modules),
             "init_ia3_weights": true,
         }),
     };
@@ -129,7 +136,7 @@ fn rank_pattern(adapter: &Adapter, config: &AdaLoraConfig) -> Value {
     if is_pruned { pattern.into() } else { Value::Null }
 }
 
-pub(super) fn read(settings: &Map<String, Value>, existing: &[Module]) -> Result<Stored> {
+pub(super) fn read(settings: &Map<String, Value>, sites: &Sites) -> Result<Stored> {
     let file = File(settings);
     let known = match file.text("peft_type") {
         Some("LORA") => &OF_LORA[..],
@@ -153,7 +160,7 @@ pub(super) fn read(settings: &Map<String, Value>, existing: &[Module]) -> Result
             return file.refuse(key, "its mathematics is not computed here: train without it");
         }
     }
-    let target_modules = file.modules("target_modules", existing)?;
+    let target_modules = file.modules("target_modules", sites)?;
     if file.flag("fan_in_fan_out") && !target_modules.iter().all(|module| module.is_transposed()) {
         return file
             .refuse("fan_in_fan_out", "only GPT-2 stores its matrices so: the adapter is for another base model");
@@ -180,7 +187,7 @@ pub(super) fn read(settings: &Map<String, Value>, existing: &[Module]) -> Result
         _ => Method::Ia3(Ia3Config {
             feedforward_modules: match file.is_off("feedforward_modules") {
                 true => Vec::new(),
-                false => file.modules("feedforward_modules", existing)?,
+                false => file.modules("feedforward_modules", sites)?,
             },
         }),
     };
@@ -222,18 +229,14 @@ impl File<'_> {
         }
     }
 
-    fn modules(&self, key: &str, existing: &[Module]) -> Result<Vec<Module>> {
+    fn modules(&self, key: &str, sites: &Sites) -> Result<Vec<Module>> {
         let remedy = "give a list of names; peft accepts patterns, which are not read here";
         let names: Option<Vec<&str>> =
             self.0.get(key).and_then(Value::as_array).and_then(|names| names.iter().map(Value::as_str).collect());
         let Some(names) = names else { return self.refuse(key, remedy) };
         let mut modules = Vec::new();
         for name in names {
-            let meant = modules.len();
-            modules.extend(Module::from_target(name).into_iter().filter(|module| existing.contains(module)));
-            if modules.len() == meant {
-                return Err(Module::unknown(name, existing));
-            }
+            modules.extend(sites.targeted(name)?);
         }
         modules.sort_unstable();
         modules.dedup();
@@ -258,6 +261,11 @@ impl File<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Layout, ModelConfig};
+
+    fn sites(layout: Layout) -> Sites {
+        Sites::from(&ModelConfig { layout, ..ModelConfig::tiny() })
+    }
 
     fn refused(change: Value) -> String {
         let mut settings = json!({
@@ -265,11 +273,16 @@ mod tests {
             "corda_config": null, "use_qalora": false, "qalora_group_size": 16, "megatron_core": "megatron.core",
             "init_lora_weights": "gaussian", "something_of_a_later_version": null
         });
-        assert!(read(settings.as_object().unwrap(), &Module::LLAMA).is_ok(), "what peft writes for plain LoRA is read");
+        assert!(
+            read(settings.as_object().unwrap(), &sites(Layout::Llama)).is_ok(),
+            "what peft writes for plain LoRA is read"
+        );
         for (key, value) in change.as_object().unwrap() {
             settings[key] = value.clone();
         }
-        read(settings.as_object().unwrap(), &Module::LLAMA).err().map_or_else(String::new, |error| error.to_string())
+        read(settings.as_object().unwrap(), &sites(Layout::Llama))
+            .err()
+            .map_or_else(String::new, |error| error.to_string())
     }
 
     #[test]
@@ -300,10 +313,10 @@ mod tests {
             "peft_type": "IA3", "target_modules": ["c_attn", "c_proj"], "feedforward_modules": ["mlp.c_proj"],
             "fan_in_fan_out": true
         });
-        let stored = read(settings.as_object().unwrap(), &Module::GPT2).unwrap();
+        let stored = read(settings.as_object().unwrap(), &sites(Layout::Gpt2)).unwrap();
         assert_eq!(stored.config.target_modules, [Module::CAttn, Module::AttnCProj, Module::MlpCProj]);
         assert_eq!(stored.config.method, Method::Ia3(Ia3Config { feedforward_modules: vec![Module::MlpCProj] }));
-        let error = read(settings.as_object().unwrap(), &Module::PHI3).err().unwrap().to_string();
+        let error = read(settings.as_object().unwrap(), &sites(Layout::Phi3)).err().unwrap().to_string();
         assert!(
             error.contains("\"c_attn\"") && error.contains("it has qkv_proj o_proj gate_up_proj down_proj"),
             "{error}"

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use tunesmith_contract::documents::Role;
 use tunesmith_model::{Adapter, Decoder, KvCache, Message, ModelError, Tokenizer, encode_prompt, peft};
 
 use super::Prompt;
@@ -56,7 +55,7 @@ impl ServedModel {
         match prompt {
             Prompt::Text(text) => self.tokenizer.encode(text),
             Prompt::Chat(messages) => {
-                let turns: Vec<Message> = messages.iter().map(|m| Message::new(word(m.role), &m.content)).collect();
+                let turns: Vec<Message> = messages.iter().map(|m| Message::new(m.role.as_str(), &m.content)).collect();
                 encode_prompt(&self.tokenizer, &turns)
             }
         }
@@ -78,13 +77,5 @@ impl ServedModel {
             Weights::Base => None,
         };
         self.model.advance(cache, ids, adapter)
-    }
-}
-
-const fn word(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
     }
 }

@@ -81,7 +81,7 @@ pub fn backward(
 
 vectorised! {
 /// `P` from scores and `dS` from `dP`, in place, for the visible keys of one query.
-fn row_gradient(p: &mut [f32], ds: &mut [f32], log_sum: f32, delta: f32, scale: f32) {
+pub(in crate::ops) fn row_gradient(p: &mut [f32], ds: &mut [f32], log_sum: f32, delta: f32, scale: f32) {
     for (p, ds) in p.iter_mut().zip(ds) {
         *p = exp(*p - log_sum);
         *ds = *p * (*ds - delta) * scale;

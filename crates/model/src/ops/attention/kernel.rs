@@ -57,7 +57,7 @@ impl Block<'_> {
 
 vectorised! {
 /// In place; returns `log Σ exp`.
-fn softmax(row: &mut [f32]) -> f32 {
+pub(in crate::ops) fn softmax(row: &mut [f32]) -> f32 {
     let max = largest(row);
     let mut sums = [0.0f32; 16];
     let mut chunks = row.chunks_exact_mut(16);
@@ -79,7 +79,7 @@ fn softmax(row: &mut [f32]) -> f32 {
 }
 
 /// A buffer of which parallel tasks write parts that never overlap.
-pub(super) struct Shared<'a> {
+pub(in crate::ops) struct Shared<'a> {
     start: *mut f32,
     len: usize,
     buffer: std::marker::PhantomData<&'a mut [f32]>,

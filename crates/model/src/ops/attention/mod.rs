@@ -13,8 +13,8 @@
 //! its sequences computed alone. No padding exists. One task per (sequence, key head): the sums over a group's query heads
 //! run in one fixed order. A window makes the cost grow with `n · window` and not with `n²`.
 
-mod backward;
-mod kernel;
+pub(super) mod backward;
+pub(super) mod kernel;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -56,6 +56,12 @@ impl Segments {
     #[must_use]
     pub fn positions(&self) -> Vec<u32> {
         self.bounds.iter().flat_map(|(start, end)| 0..(end - start) as u32).collect()
+    }
+
+    /// Rows of the longest sequence.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.bounds.iter().map(|(start, end)| end - start).max().unwrap_or(0)
     }
 
     /// First and one-past-last row of each sequence.

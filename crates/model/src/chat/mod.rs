@@ -1,10 +1,9 @@
-//! Conversations: the model's own Jinja template, and which tokens of a rendered conversation the loss counts.
+//! Conversations: the model's own Jinja template; [`mask`] says which tokens of a rendered conversation the loss counts.
 //!
 //! The template runs as in `transformers` (`apply_chat_template`: `trim_blocks`, `lstrip_blocks`, loop controls,
 //! `raise_exception`, `tojson`, Python string methods, `{% generation %}` blocks).
-//!
-//! The loss counts each answer of the assistant from after its header up to *and including* the token that ends the turn. A
-//! model whose terminator is left out of the loss never learns to stop (Axolotl #3754).
+
+pub mod mask;
 
 use std::sync::Arc;
 
@@ -13,12 +12,40 @@ use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
-use crate::tokenizer::{SpecialTokens, Tokenizer};
+use crate::tokenizer::Tokenizer;
+pub use mask::{MaskedTokens, encode_conversation};
+
+/// Who speaks, as far as [`mask`] must tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// What a tool gave back.
+    Tool,
+}
+
+impl Role {
+    /// As templates name it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`, as far as the template knows them.
+    /// One of [`Role`], as far as the template knows them.
     pub role: String,
     /// What was said.
     pub content: String,
@@ -80,76 +107,10 @@ impl ChatTemplate {
     }
 }
 
-/// A tokenised conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MaskedTokens {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// Whether the loss counts this token *as a prediction*; same length.
-    pub counted: Vec<bool>,
-}
-
 /// Tokens of a prompt that ends where the assistant's answer begins.
 pub fn encode_prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
     let text = tokenizer.chat_template()?.render(messages, GenerationPrompt::Add)?;
     tokenizer.encode_rendered(&text)
-}
-
-/// Tokens of a whole conversation; counted are all answers of the assistant with their terminators.
-///
-/// Each answer is located by rendering: it starts where the conversation before it plus the generation prompt ends, and ends
-/// where the conversation including it ends. When the last answer does not end with a terminator (some templates leave it
-/// out), the tokenizer's end-of-text token is appended and counted.
-pub fn encode_conversation(tokenizer: &Tokenizer, messages: &[Message]) -> Result<MaskedTokens> {
-    let template = tokenizer.chat_template()?;
-    let text = template.render(messages, GenerationPrompt::Leave)?;
-    let mut answers = Vec::new();
-    for (turn, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
-        let prompt = template.render(&messages[..turn], GenerationPrompt::Add)?;
-        let complete = template.render(&messages[..=turn], GenerationPrompt::Leave)?;
-        let end = common_prefix(&complete, &text);
-        // a template may close the last turn differently, but never earlier than the answer itself
-        if end < complete.trim_end().len() || !complete.starts_with(&prompt) {
-            return Err(ModelError::TurnNotLocated { turn });
-        }
-        answers.push(prompt.len()..end);
-    }
-    let encoded = tokenizer.encode_with_offsets(&text, SpecialTokens::Leave)?;
-    let (mut ids, offsets) = (encoded.ids, encoded.offsets);
-    let mut counted = vec![false; ids.len()];
-    let mut inside = None;
-    for (index, (start, end)) in offsets.into_iter().enumerate() {
-        // white space can have an empty range (`trim_offsets`): it belongs to what came before it
-        if end > start {
-            inside = answers.iter().position(|answer| answer.contains(&start));
-        }
-        counted[index] = inside.is_some();
-    }
-    uncount_after_terminators(&ids, &mut counted, tokenizer);
-    let ends_open = counted.last() == Some(&true) && ids.last().is_some_and(|id| !tokenizer.terminators().contains(id));
-    if let (true, Some(eos)) = (ends_open, tokenizer.eos()) {
-        ids.push(eos);
-        counted.push(true);
-    }
-    Ok(MaskedTokens { ids, counted })
-}
-
-/// Nothing is generated after a terminator, so what the template writes after it (usually a line break) does not count.
-fn uncount_after_terminators(ids: &[u32], counted: &mut [bool], tokenizer: &Tokenizer) {
-    let mut start = 0;
-    while start < ids.len() {
-        let run = counted[start..].iter().take_while(|counted| **counted).count();
-        let last = (start..start + run).rev().find(|index| tokenizer.terminators().contains(&ids[*index]));
-        if let Some(last) = last {
-            counted[last + 1..start + run].fill(false);
-        }
-        start += run.max(1);
-    }
-}
-
-fn common_prefix(a: &str, b: &str) -> usize {
-    let bytes = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
-    (0..=bytes).rev().find(|at| a.is_char_boundary(*at)).unwrap_or(0)
 }
 
 fn failed(error: Error) -> ModelError {

@@ -1,5 +1,7 @@
 //! `tokenizer.json` with what surrounds it: special tokens, chat template, the tokens that end an answer.
 
+mod belongs;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::chat::ChatTemplate;
 use crate::config::token_ids;
 use crate::error::{ModelError, Result};
+pub use belongs::Foreign;
 
 /// Text to tokens and back.
 pub struct Tokenizer {
@@ -18,6 +21,17 @@ pub struct Tokenizer {
     eos_opt: Option<u32>,
     terminators: BTreeSet<u32>,
     template_opt: Option<ChatTemplate>,
+    named: Named,
+}
+
+/// What the files around `tokenizer.json` say about it.
+struct Named {
+    /// `bos_token` and `eos_token`, spelled.
+    specials: [(&'static str, Option<String>); 2],
+    /// `pad_token`, spelled.
+    pad: Option<String>,
+    /// Ends of texts by `config.json` and `generation_config.json`.
+    eos_ids: BTreeSet<u32>,
 }
 
 /// Tokens of a text and the bytes of the text that each stands for.
@@ -50,12 +64,13 @@ impl Tokenizer {
         let (bos, eos) = (special("bos_token"), special("eos_token"));
         let id = |token: &Option<String>| token.as_ref().and_then(|token| inner.token_to_id(token));
         let (bos_opt, mut eos_opt) = (id(&bos), id(&eos));
-        let mut terminators: BTreeSet<u32> = eos_opt.into_iter().collect();
+        let mut eos_ids = BTreeSet::new();
         for name in ["generation_config.json", "config.json"] {
             let ids = token_ids(optional_json(&folder.join(name))?.get("eos_token_id"));
             eos_opt = eos_opt.or(ids.first().copied());
-            terminators.extend(ids);
+            eos_ids.extend(ids);
         }
+        let terminators: BTreeSet<u32> = id(&eos).into_iter().chain(eos_ids.iter().copied()).collect();
         if terminators.is_empty() {
             return Err(ModelError::NoTerminator);
         }
@@ -65,7 +80,8 @@ impl Tokenizer {
             }
             None => None,
         };
-        Ok(Self { inner, path, bos_opt, eos_opt, terminators, template_opt })
+        let named = Named { pad: special("pad_token"), specials: [("bos_token", bos), ("eos_token", eos)], eos_ids };
+        Ok(Self { inner, path, bos_opt, eos_opt, terminators, template_opt, named })
     }
 
     /// Tokens of `text`, with the special tokens that the tokenizer itself adds (usually one at the start).
