@@ -11,6 +11,7 @@ pub mod config;
 pub mod decode;
 pub mod decoder;
 pub mod error;
+pub mod gguf;
 pub mod ops;
 pub mod peft;
 pub mod rng;

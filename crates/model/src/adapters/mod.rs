@@ -5,6 +5,7 @@
 
 pub mod adalora;
 mod adapter;
+pub mod combine;
 mod config;
 pub mod dora;
 mod factor;
@@ -15,6 +16,7 @@ mod merge;
 mod module_adapter;
 mod rank_allocator;
 mod start;
+pub mod svd;
 #[cfg(test)]
 mod tests;
 
