@@ -118,16 +118,50 @@ pub enum TrainerError {
         /// What the client said.
         detail: String,
     },
-    /// The merged model does not answer as base and adapter did.
+    /// The exported model does not answer as the trained one does.
     #[error(
-        "the merged model's logits differ by {found:e} from those of base and adapter, allowed are {allowed:e}; \
-         export the adapter instead, or use a base model in f32"
+        "the exported {format} diverges from the trained model by {found:.3e} nats per token over {tokens} tokens, allowed are \
+         {limit:.0e}; choose a form with more bits, or export peft-adapter"
     )]
-    ExportDiffers {
-        /// Largest absolute difference.
-        found: f32,
-        /// What the number format explains.
-        allowed: f32,
+    ExportDiverges {
+        /// The form.
+        format: &'static str,
+        /// Mean Kullback-Leibler divergence.
+        found: f64,
+        /// What the form explains.
+        limit: f64,
+        /// Tokens compared.
+        tokens: u64,
+    },
+    /// The exported model would end its answers elsewhere.
+    #[error(
+        "the exported {format} stops at the tokens {exported:?}, the trained model at {trained:?}; correct eos_token_id in \
+         generation_config.json of the base model, then export again"
+    )]
+    ExportStops {
+        /// The form.
+        format: &'static str,
+        /// Of the trained model.
+        trained: Vec<u32>,
+        /// Of the exported one.
+        exported: Vec<u32>,
+    },
+    /// The exported model would read a text or write a conversation otherwise.
+    #[error(
+        "the exported {format} has another {what}: example {example} is {exported:?}, with the trained model {trained:?}; use the \
+         tokenizer files that came with the base model, then export again"
+    )]
+    ExportReads {
+        /// The form.
+        format: &'static str,
+        /// Template or vocabulary.
+        what: &'static str,
+        /// Index of the example in the split.
+        example: usize,
+        /// The beginning of it, as the trained model has it.
+        trained: String,
+        /// As the exported one has it.
+        exported: String,
     },
     /// The command line or the environment.
     #[error("{0}")]
@@ -174,7 +208,9 @@ impl TrainerError {
             | Self::Dataset { .. }
             | Self::Io { .. }
             | Self::TooLarge { .. }
-            | Self::ExportDiffers { .. } => ErrorName::TrainingFailed,
+            | Self::ExportDiverges { .. }
+            | Self::ExportStops { .. }
+            | Self::ExportReads { .. } => ErrorName::TrainingFailed,
             Self::Json { .. } | Self::Usage(_) | Self::OtherSettings { .. } => ErrorName::InvalidInput,
             Self::Hub { .. } => ErrorName::ServiceUnavailable,
             Self::Missing { .. } => ErrorName::NotFound,

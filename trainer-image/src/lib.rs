@@ -15,6 +15,7 @@ pub mod error;
 pub mod evaluation;
 pub mod examples;
 pub mod export;
+pub mod fidelity;
 pub mod generate;
 pub mod halt;
 pub mod interrupt;

@@ -16,7 +16,7 @@ use tunesmith_trainer::{
     attempt::{self, Ended, saved_text},
     context::Context,
     error::{Result, TrainerError},
-    export,
+    export::{self, Compare},
     halt::Halt,
     interrupt, progress,
     serve::{self, ServePlan},
@@ -47,7 +47,13 @@ enum Command {
         listen: Option<SocketAddr>,
     },
     /// Write a trained model in another form.
-    Export(JobFile),
+    Export {
+        #[command(flatten)]
+        file: JobFile,
+        /// Compare the written form with the trained model on the test split of the job's dataset; without it one sentence is.
+        #[arg(long)]
+        verify: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -94,7 +100,10 @@ async fn run(command: &Command) -> ExitCode {
             Ok(()) | Err(Halt::Stopped { .. }) => ExitCode::SUCCESS,
             Err(Halt::Failed(error)) => failed(&error),
         },
-        Command::Export(file) => ended(export(&file.location(), stop).await),
+        Command::Export { file, verify } => {
+            let on = if *verify { Compare::TestSplit } else { Compare::Sentence };
+            ended(export(&file.location(), on, stop).await)
+        }
     }
 }
 
@@ -109,10 +118,10 @@ async fn serve(job: Option<String>, listen: Option<SocketAddr>, stop: Stop) -> R
     serve::run(&plan, &Context::new(stop, None)?).await
 }
 
-async fn export(location: &Location, stop: Stop) -> Result<impl Serialize, Halt> {
+async fn export(location: &Location, on: Compare, stop: Stop) -> Result<impl Serialize, Halt> {
     let context = Context::new(stop, None)?;
     let job: ExportJob = context.store.get_json(location, "export job").await?;
-    export::run(&job, &context).await
+    export::run(&job, on, &context).await
 }
 
 fn ended(result: Result<impl Serialize, Halt>) -> ExitCode {

@@ -17,25 +17,28 @@ use crate::error::{Result, TrainerError};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What was written.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Merged {
-    /// Relative rounding error of the coarsest format among the merged tensors; 0 for f32.
-    pub epsilon: f32,
-}
-
-/// Writes every weight file of `base` to `to`, with the adapter merged in. One file is in memory at a time.
-pub fn write(base: &Path, adapter: &Adapter, to: &Path) -> Result<Merged> {
+/// Writes every weight file of `base` to `to`, with the adapter merged in. One file is in memory at a time; each has its name when
+/// it is whole, and one that is there is not written again. `progress` hears of each file how many there are and how many are
+/// written.
+///
+/// # Errors
+/// [`ModelError::AdapterMismatch`] when the adapter is for another base.
+pub fn write(base: &Path, adapter: &Adapter, to: &Path, mut progress: impl FnMut(usize, usize)) -> Result<()> {
     let mut merges = adapter.merges();
-    let mut epsilon = 0.0f32;
-    for name in files(base)? {
-        let (from, target) = (base.join(&name), to.join(&name));
+    let names = files(base)?;
+    for (index, name) in names.iter().enumerate() {
+        progress(index, names.len());
+        let (from, target) = (base.join(name), to.join(name));
         let file = File::open(&from).map_err(TrainerError::io(&from))?;
         // SAFETY: the map is read-only and lives for this file only; as with every memory-mapped model, nobody may truncate it
         // meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(TrainerError::io(&from))?;
         let bad = |error: SafeTensorError| bad(&from, &error);
         let tensors = SafeTensors::deserialize(&map).map_err(bad)?;
+        if target.exists() {
+            tensors.names().into_iter().for_each(|tensor| drop(merges.take(tensor)));
+            continue;
+        }
         let (_, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
         let mut changed: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         let mut same = Vec::new();
@@ -44,7 +47,6 @@ pub fn write(base: &Path, adapter: &Adapter, to: &Path) -> Result<Merged> {
                 same.push((tensor, view));
                 continue;
             };
-            epsilon = epsilon.max(rounding(view.dtype()));
             let bytes = merged(&tensor, &view, &merge)?;
             changed.push((tensor.clone(), view.dtype(), view.shape().to_vec(), bytes));
         }
@@ -54,15 +56,18 @@ pub fn write(base: &Path, adapter: &Adapter, to: &Path) -> Result<Merged> {
         }
         // sorted, so that the same model gives the same bytes
         views.sort_by(|a, b| a.0.cmp(&b.0));
-        safetensors::serialize_to_file(views, header.metadata().clone(), &target)
-            .map_err(|error| self::bad(&target, &error))?;
+        let part = target.with_added_extension("part");
+        safetensors::serialize_to_file(views, header.metadata().clone(), &part)
+            .map_err(|error| self::bad(&part, &error))?;
+        fs::rename(&part, &target).map_err(TrainerError::io(&target))?;
     }
     merges.finish()?;
+    progress(names.len(), names.len());
     let index = base.join(INDEX);
     if index.exists() && !base.join(SINGLE).exists() {
         fs::copy(&index, to.join(INDEX)).map_err(TrainerError::io(&index))?;
     }
-    Ok(Merged { epsilon })
+    Ok(())
 }
 
 /// The tensor with the adapter in it, computed in f32 and rounded to the tensor's own format.
@@ -86,15 +91,7 @@ fn merged(name: &str, view: &TensorView<'_>, merge: &Merge<'_>) -> Result<Vec<u8
     })
 }
 
-/// Half the distance between 1 and its neighbour.
-fn rounding(dtype: Dtype) -> f32 {
-    match dtype {
-        Dtype::F16 => 1.0 / 2048.0,
-        Dtype::BF16 => 1.0 / 256.0,
-        _ => 0.0,
-    }
-}
-
+/// The files with weights.
 fn files(base: &Path) -> Result<Vec<String>> {
     if base.join(SINGLE).exists() {
         return Ok(vec![SINGLE.to_owned()]);

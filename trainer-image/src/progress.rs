@@ -101,6 +101,39 @@ impl Progress {
     }
 }
 
+/// Progress of something that has no steps, of a hundred.
+#[derive(Debug)]
+pub struct Percent {
+    what: &'static str,
+    bar_opt: Option<ProgressBar>,
+    logged: Option<Instant>,
+}
+
+impl Percent {
+    /// Of writing `what`.
+    #[must_use]
+    pub fn new(what: &'static str) -> Self {
+        let bar_opt = io::stderr().is_terminal().then(|| {
+            let bar = BARS.add(ProgressBar::new(100));
+            let style = ProgressStyle::with_template("{bar:30} {pos} % {msg} {elapsed_precise}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message(what);
+            bar
+        });
+        Self { what, bar_opt, logged: None }
+    }
+
+    /// So much is done.
+    pub fn at(&mut self, percent: u8) {
+        if let Some(bar) = &self.bar_opt {
+            bar.set_position(u64::from(percent));
+        } else if self.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) || percent == 100 {
+            self.logged = Some(Instant::now());
+            tracing::info!(percent, what = self.what, "writing");
+        }
+    }
+}
+
 fn message(line: &MetricLine, spent: Option<Usd>) -> String {
     let seconds = line.seconds_left.max(0.0) as u64;
     let left = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);

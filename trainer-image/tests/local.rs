@@ -8,7 +8,7 @@ use common::{Fixture, Running, text};
 use serde_json::{Value, json};
 use tunesmith_contract::{
     evaluation::Evaluation,
-    job::{MetricLine, ReferenceLogits, TrainReport},
+    job::{ExportReport, MetricLine, ReferenceLogits, TrainReport},
 };
 use tunesmith_model::{Decoder, Tokenizer, peft};
 use tunesmith_serving::{ServedModel, openai::Weights};
@@ -78,21 +78,77 @@ fn a_run_learns_evaluates_and_exports_what_it_learnt() {
     assert_eq!(serving.end().code(), Some(0), "{}", serving.seen);
 
     // the merged model needs no adapter to say the same
-    let export = |format: &str| {
-        let job = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")},
-            "adapter": fixture.path("run/adapter"), "format": format, "output": fixture.path(format)});
-        std::fs::write(fixture.path("export.json"), job.to_string()).unwrap();
-        let done = fixture.trainer("export", &fixture.path("export.json")).output().unwrap();
-        assert!(done.status.success(), "{}", text(&done.stderr));
-    };
-    export("peft-adapter");
-    assert_eq!(fixture.files("peft-adapter"), fixture.files("run/adapter"));
-    export("merged-safetensors");
-    let merged = Decoder::load(&fixture.path("merged-safetensors")).unwrap();
-    assert!(Tokenizer::load(&fixture.path("merged-safetensors")).unwrap().chat_template().is_ok());
+    for format in ["peft-adapter", "merged-safetensors"] {
+        let report = export(&fixture, "run", format, true);
+        assert!(report.verified && report.mean_kl <= report.mean_kl_limit, "{report:?}");
+    }
+    assert_eq!(fixture.files("run-peft-adapter"), fixture.files("run/adapter"));
+    let merged = Decoder::load(&fixture.path("run-merged-safetensors")).unwrap();
+    assert!(Tokenizer::load(&fixture.path("run-merged-safetensors")).unwrap().chat_template().is_ok());
     let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();
     let difference = logits.iter().zip(&reference.logits).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(difference < 0.05, "{difference}: more than rounding to f16 explains");
+
+    // as do the files of llama.cpp, the less the fewer bits they have; nothing stays in the cache
+    let reports = ["gguf-f16", "gguf-q8_0", "gguf-q4_k"].map(|format| export(&fixture, "run", format, true));
+    assert!(reports.is_sorted_by(|a, b| a.mean_kl < b.mean_kl && a.same_top >= b.same_top), "{reports:?}");
+    assert_eq!(fixture.files("run-gguf-q4_k").into_keys().collect::<Vec<_>>(), ["Modelfile", "model.gguf"]);
+    assert!(fixture.files("cache").is_empty(), "{:?}", fixture.files("cache").keys());
+}
+
+/// Writes `{run}-{format}` and returns what the command says.
+fn export(fixture: &Fixture, run: &str, format: &str, verify: bool) -> ExportReport {
+    let mut job = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")}, "format": format,
+        "adapter": fixture.path(run).join("adapter"), "output": fixture.path(&format!("{run}-{format}"))});
+    if verify {
+        job["dataset"] = json!(fixture.path("dataset"));
+        job["sequence_length"] = json!(96);
+    }
+    std::fs::write(fixture.path("export.json"), job.to_string()).unwrap();
+    let mut command = fixture.trainer("export", &fixture.path("export.json"));
+    let done = command.args(verify.then_some("--verify")).output().unwrap();
+    assert!(done.status.success(), "{format}: {}", text(&done.stderr));
+    let report: ExportReport = json_of(&done.stdout);
+    println!(
+        "{format}: {} nats per token over {} tokens, the same token first for {}; perplexity {} and {}",
+        report.mean_kl, report.tokens, report.same_top, report.trained_perplexity, report.exported_perplexity
+    );
+    report
+}
+
+#[test]
+fn verifying_needs_a_dataset_and_adapters_of_other_bases_are_refused() {
+    let fixture = Fixture::new();
+    let refused = |change: fn(&Fixture, &mut Value), arguments: &[&str]| {
+        let mut job = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")}, "format": "gguf-f16",
+            "adapter": fixture.path("other"), "output": fixture.path("out")});
+        change(&fixture, &mut job);
+        std::fs::write(fixture.path("export.json"), job.to_string()).unwrap();
+        let done = fixture.trainer("export", &fixture.path("export.json")).args(arguments).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{}", text(&done.stderr));
+        assert!(!fixture.path("out").exists(), "nothing is half-written");
+        text(&done.stderr).lines().last().unwrap().to_owned()
+    };
+    let error = refused(|_, _| {}, &["--verify"]);
+    assert!(error.contains("InvalidInput") && error.contains("add \\\"dataset\\\""), "{error}");
+    let error = refused(|_, _| {}, &[]);
+    assert!(error.contains("NotFound") && error.contains("adapter"), "{error}");
+    // an adapter of a model with wider matrices, and one of rank 0
+    let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/goldens/gqa-tied/train/final");
+    std::fs::create_dir(fixture.path("other")).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(goldens.join(name), fixture.path("other").join(name)).unwrap();
+    }
+    let error = refused(|_, _| {}, &[]);
+    assert!(error.contains("has shape") && error.contains("do not belong"), "{error}");
+    let config = fixture.path("other/adapter_config.json");
+    let mut json: Value = json_of(&std::fs::read(&config).unwrap());
+    json["r"] = json!(0);
+    std::fs::write(&config, json.to_string()).unwrap();
+    let error = refused(|_, _| {}, &[]);
+    assert!(error.contains("rank = 0"), "{error}");
+    let error = refused(|fixture, _| std::fs::remove_file(fixture.path("base/tokenizer.json")).unwrap(), &[]);
+    assert!(error.contains("UnknownBaseModel") && error.contains("tokenizer.json is missing"), "{error}");
 }
 
 #[test]
@@ -121,13 +177,12 @@ fn every_method_trains_and_exports_a_merged_model_and_adalora_resumes_its_budget
             }
         }
 
-        // the export itself compares the merged model's logits with those of base and adapter
-        let job = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")}, "format": "merged-safetensors",
-            "adapter": fixture.path(method).join("adapter"), "output": fixture.path(&format!("{method}-merged"))});
-        std::fs::write(fixture.path("export.json"), job.to_string()).unwrap();
-        let done = fixture.trainer("export", &fixture.path("export.json")).output().unwrap();
-        assert!(done.status.success(), "{method}: {}", text(&done.stderr));
-        assert!(Decoder::load(&fixture.path(&format!("{method}-merged"))).is_ok());
+        // the export itself compares the written model with base and adapter
+        for format in ["merged-safetensors", "gguf-f16"] {
+            let report = export(&fixture, method, format, false);
+            assert!(!report.verified && report.tokens > 10, "{method} {report:?}");
+        }
+        assert!(Decoder::load(&fixture.path(&format!("{method}-merged-safetensors"))).is_ok());
     }
 }
 

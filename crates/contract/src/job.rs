@@ -138,6 +138,12 @@ pub struct ExportJob {
     pub format: ExportFormat,
     /// Folder to write.
     pub output: Location,
+    /// Folder of the dataset on whose test split `--verify` compares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<Location>,
+    /// Longest sequence of the test split; that of the training settings when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence_length: Option<u32>,
 }
 
 /// Forms a trained model can be exported in.
@@ -148,6 +154,37 @@ pub enum ExportFormat {
     PeftAdapter,
     /// Base and adapter merged, as `transformers` loads it.
     MergedSafetensors,
+    /// Base and adapter merged in one file of llama.cpp and Ollama, 16 bits a weight.
+    GgufF16,
+    /// The same, 8.5 bits a weight.
+    #[serde(rename = "gguf-q8_0")]
+    GgufQ8_0,
+    /// The same, 4.5 bits a weight.
+    #[serde(rename = "gguf-q4_k")]
+    GgufQ4K,
+}
+
+/// What an export wrote, and how near it is to the trained model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// The folder.
+    pub output: Location,
+    /// The form.
+    pub format: ExportFormat,
+    /// Whether the test split was compared; otherwise one sentence was.
+    pub verified: bool,
+    /// Tokens compared.
+    pub tokens: u64,
+    /// Mean Kullback-Leibler divergence of the next token's distribution from the trained model's, in nats.
+    pub mean_kl: f64,
+    /// The most that is allowed for this form.
+    pub mean_kl_limit: f64,
+    /// Share of tokens for which both think the same one most likely.
+    pub same_top: f64,
+    /// Perplexity per token of the trained model.
+    pub trained_perplexity: f64,
+    /// Perplexity per token of the exported one.
+    pub exported_perplexity: f64,
 }
 
 /// What the trainer reports to Step Functions when training and evaluation are done.

@@ -207,6 +207,32 @@ pub enum ModelError {
         /// What differs.
         reason: String,
     },
+    /// Adapters that cannot be combined into one.
+    #[error("adapters cannot be combined: {reason}; {remedy}")]
+    CannotCombine {
+        /// What stands against it.
+        reason: String,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A model or tokenizer that llama.cpp, which reads GGUF, would compute otherwise.
+    #[error("{key} = {value} cannot be said in GGUF; {remedy}")]
+    NotInGguf {
+        /// Which property.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What would be accepted, or what to do instead.
+        remedy: &'static str,
+    },
+    /// A GGUF file that is incomplete or not what it says.
+    #[error("{path} is not a complete GGUF file of a decoder ({reason}); export it again")]
+    BadGguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Compute(#[from] candle_core::Error),

@@ -13,6 +13,7 @@ pub mod decoder;
 pub mod encoder_decoder;
 pub mod error;
 pub mod frozen;
+pub mod gguf;
 pub mod memory;
 pub mod ops;
 pub mod peft;

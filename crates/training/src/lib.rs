@@ -13,6 +13,7 @@ pub mod divergence;
 pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
+pub mod fidelity;
 pub mod loraplus;
 pub mod memory;
 pub mod metrics;

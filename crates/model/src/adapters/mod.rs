@@ -5,6 +5,7 @@
 
 pub mod adalora;
 mod adapter;
+pub mod combine;
 mod config;
 pub mod dora;
 mod factor;
@@ -16,6 +17,7 @@ mod module_adapter;
 mod rank_allocator;
 mod sites;
 mod start;
+pub mod svd;
 #[cfg(test)]
 mod tests;
 

@@ -87,10 +87,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
-        // `generation` only marks answers for transformers' own mask; a condition that is always true keeps the white space
-        // handling of the tag
-        let source = rename_tag(&rename_tag(source, "endgeneration", "endif"), "generation", "if true");
-        environment.add_template_owned(NAME, source).map_err(failed)?;
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(failed)?;
         Ok(Self { environment: Arc::new(environment), bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
@@ -150,6 +147,12 @@ impl serde_json::ser::Formatter for PythonFormatter {
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
+}
+
+/// The template for engines other than that of `transformers`: `generation` only marks answers for its own mask. A condition that
+/// is always true keeps the white space handling of the tag.
+pub(crate) fn without_generation_tags(source: &str) -> String {
+    rename_tag(&rename_tag(source, "endgeneration", "endif"), "generation", "if true")
 }
 
 /// Replaces the word of a `{% word %}` tag, with any of the white space controls.

@@ -29,7 +29,7 @@ const LAYERS: [&str; 3] = ["model.layers.", "transformer.h.", "h."];
 const BUFFERS: [&str; 3] = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
 /// A tensor by name, which must have the given shape.
-pub(super) type Source<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Tensor>;
+pub(crate) type Source<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Tensor>;
 
 impl Decoder {
     /// Loads `config.json` and the weights of a folder in Hugging Face layout, as f32.
@@ -64,7 +64,7 @@ impl Decoder {
         }
     }
 
-    pub(super) fn from_source(config: ModelConfig, quantization: Quantization, source: Source<'_>) -> Result<Self> {
+    pub(crate) fn from_source(config: ModelConfig, quantization: Quantization, source: Source<'_>) -> Result<Self> {
         let (h, gpt2) = (config.hidden_size, config.layout == Layout::Gpt2);
         let name = if gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" };
         let embedding = source(name, &[config.vocab_size, h])?;

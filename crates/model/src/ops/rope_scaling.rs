@@ -14,7 +14,7 @@ use std::f64::consts::PI;
 use crate::config::{RopeScaling, Rotary};
 
 /// `f_i` of every pair.
-pub(super) fn frequencies(head_dim: usize, rotary: &Rotary) -> Vec<f32> {
+pub(crate) fn frequencies(head_dim: usize, rotary: &Rotary) -> Vec<f32> {
     let d = head_dim as f64;
     let frequency = |i: usize| 1.0 / rotary.theta.powf(2.0 * i as f64 / d);
     let scaled = |i: usize| match &rotary.scaling {

@@ -25,6 +25,7 @@ pub struct Tokenizer {
 }
 
 /// What the files around `tokenizer.json` say about it.
+#[derive(Default)]
 struct Named {
     /// `bos_token` and `eos_token`, spelled.
     specials: [(&'static str, Option<String>); 2],
@@ -56,12 +57,7 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(refused)?;
         inner.with_padding(None);
         let settings = optional_json(&folder.join("tokenizer_config.json"))?;
-        let special = |key: &str| match settings.get(key) {
-            Some(Value::String(token)) => Some(token.clone()),
-            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).map(str::to_owned),
-            _ => None,
-        };
-        let (bos, eos) = (special("bos_token"), special("eos_token"));
+        let (bos, eos) = (special(&settings, "bos_token"), special(&settings, "eos_token"));
         let id = |token: &Option<String>| token.as_ref().and_then(|token| inner.token_to_id(token));
         let (bos_opt, mut eos_opt) = (id(&bos), id(&eos));
         let mut eos_ids = BTreeSet::new();
@@ -71,16 +67,31 @@ impl Tokenizer {
             eos_ids.extend(ids);
         }
         let terminators: BTreeSet<u32> = id(&eos).into_iter().chain(eos_ids.iter().copied()).collect();
-        if terminators.is_empty() {
-            return Err(ModelError::NoTerminator);
-        }
         let template_opt = match template_source(folder, &settings)? {
             Some(source) => {
                 Some(ChatTemplate::new(&source, bos.as_deref().unwrap_or(""), eos.as_deref().unwrap_or(""))?)
             }
             None => None,
         };
-        let named = Named { pad: special("pad_token"), specials: [("bos_token", bos), ("eos_token", eos)], eos_ids };
+        let pad = special(&settings, "pad_token");
+        let named = Named { pad, specials: [("bos_token", bos), ("eos_token", eos)], eos_ids };
+        let read = Self::from_parts(inner, &path, bos_opt, eos_opt, terminators, template_opt)?;
+        Ok(Self { named, ..read })
+    }
+
+    /// From what another kind of file says.
+    pub(crate) fn from_parts(
+        inner: tokenizers::Tokenizer,
+        path: &Path,
+        bos_opt: Option<u32>,
+        eos_opt: Option<u32>,
+        terminators: BTreeSet<u32>,
+        template_opt: Option<ChatTemplate>,
+    ) -> Result<Self> {
+        if terminators.is_empty() {
+            return Err(ModelError::NoTerminator);
+        }
+        let (path, named) = (path.to_path_buf(), Named::default());
         Ok(Self { inner, path, bos_opt, eos_opt, terminators, template_opt, named })
     }
 
@@ -139,6 +150,34 @@ impl Tokenizer {
         self.template_opt.as_ref().ok_or(ModelError::NoChatTemplate)
     }
 
+    /// How it cuts text before it merges.
+    pub(crate) fn pre_tokenizer(&self) -> Option<&tokenizers::PreTokenizerWrapper> {
+        self.inner.get_pre_tokenizer()
+    }
+
+    /// What it adds around a text: the token that starts one, the token that ends one.
+    ///
+    /// # Errors
+    /// [`ModelError::NotInGguf`] when it adds anything else.
+    pub(crate) fn added_around(&self) -> Result<Special> {
+        let (plain, whole) = (self.encode_rendered("a")?, self.encode("a")?);
+        let at = (!plain.is_empty()).then(|| whole.windows(plain.len()).position(|ids| ids == plain)).flatten();
+        let (before, after) = at.map_or((&whole[..], &[][..]), |at| (&whole[..at], &whole[at + plain.len()..]));
+        let is = |ids: &[u32], id: Option<u32>| ids.iter().copied().eq(id);
+        let (bos, eos) = (is(before, self.bos_opt), is(after, self.eos_opt));
+        if (bos || before.is_empty()) && (eos || after.is_empty()) {
+            return Ok(Special { bos: bos && !before.is_empty(), eos: eos && !after.is_empty() });
+        }
+        let remedy = "only the tokens that start and end a text can be added: correct the post_processor";
+        crate::gguf::refuse("tokens that tokenizer.json adds", format!("{before:?} before and {after:?} after"), remedy)
+    }
+
+    /// Spelling of a token.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Number of tokens, added ones included.
     #[must_use]
     pub fn vocabulary_size(&self) -> usize {
@@ -194,7 +233,23 @@ impl TextStream<'_> {
     }
 }
 
-fn optional_json(path: &Path) -> Result<Map<String, Value>> {
+/// What a tokenizer adds around a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Special {
+    pub bos: bool,
+    pub eos: bool,
+}
+
+/// A special token of `tokenizer_config.json`: a string, or an object with its spelling.
+pub(crate) fn special(settings: &Map<String, Value>, key: &str) -> Option<String> {
+    match settings.get(key) {
+        Some(Value::String(token)) => Some(token.clone()),
+        Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).map(str::to_owned),
+        _ => None,
+    }
+}
+
+pub(crate) fn optional_json(path: &Path) -> Result<Map<String, Value>> {
     if !path.exists() {
         return Ok(Map::new());
     }
@@ -203,7 +258,7 @@ fn optional_json(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// A file of its own (transformers 5), a string, or a list of named templates of which `default` counts.
-fn template_source(folder: &Path, settings: &Map<String, Value>) -> Result<Option<String>> {
+pub(crate) fn template_source(folder: &Path, settings: &Map<String, Value>) -> Result<Option<String>> {
     let path = folder.join("chat_template.jinja");
     if path.exists() {
         return Ok(Some(fs::read_to_string(&path).map_err(ModelError::io(&path))?));

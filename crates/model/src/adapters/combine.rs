@@ -1,0 +1,258 @@
+//! Several adapters as one, as `peft`'s `add_weighted_adapter` makes them; and one adapter with fewer ranks.
+//!
+//! With the change `Δ_i = s_i B_i A_i` of adapter `i` (AdaLoRA: `B diag(e) A`) and its weight `w_i`:
+//! - [`Combination::Cat`]: `A = [w_1 s_1 A_1; …]`, `B = [B_1, …]`, so `B A = Σ w_i Δ_i` exactly, of rank `Σ r_i`;
+//! - [`Combination::Svd`]: the best approximation of `Σ w_i Δ_i` of a rank, `B = U Σ`, `A = Vᵀ`;
+//! - [`Combination::Linear`]: `A = Σ ±√|w_i s_i| A_i`, `B = Σ √|w_i s_i| B_i`, of the same rank, and with cross terms `B_i A_j`:
+//!   good only for adapters that began alike.
+//!
+//! One adapter after the other is the same as both at once, since the base stays as it is and changes add up: [`compose`] is `Cat`
+//! with weights 1. DoRA and IA³ multiply, so their changes do not add up: they are refused.
+//! The result is plain LoRA with the scale 1 (`alpha = rank`).
+
+use std::collections::BTreeMap;
+
+use super::adapter::Adapter;
+use super::config::{AdapterConfig, LoraConfig, Method};
+use super::module_adapter::ModuleAdapter;
+use super::{Module, svd};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::ops::{host, tensor};
+
+/// How adapters become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combination {
+    /// Matrices are added, each for itself; all must have one rank.
+    Linear,
+    /// Ranks are put side by side: exact.
+    Cat,
+    /// The closest change of `rank`, or of the largest rank among the adapters.
+    Svd {
+        /// Rank of the result.
+        rank: Option<usize>,
+    },
+}
+
+/// The change of one module, `scale · B A`.
+struct Change {
+    a: Vec<f64>,
+    b: Vec<f64>,
+    rank: usize,
+    scale: f64,
+}
+
+/// The weighted sum of `adapters` for a model with this description. A module that some of them leave alone is changed by the
+/// others.
+///
+/// # Errors
+/// [`ModelError::CannotCombine`] without adapters, for DoRA and IA³, for adapters of other models, for unequal ranks where they
+/// must be equal, and for a weight that is no number.
+pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConfig) -> Result<Adapter> {
+    let ranks = adapters.iter().map(|(adapter, _)| rank_of(adapter)).collect::<Result<Vec<usize>>>()?;
+    let Some(largest) = ranks.iter().copied().max() else { return cannot("none was given", "name at least one") };
+    if let Some((_, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
+        return cannot(&format!("weight {weight}"), "give a number");
+    }
+    let rank = match how {
+        Combination::Linear if ranks.iter().any(|rank| *rank != largest) => {
+            return cannot(&format!("linear with the ranks {ranks:?}"), "choose cat or svd, which take any ranks");
+        }
+        Combination::Linear => largest,
+        Combination::Cat => ranks.iter().sum(),
+        Combination::Svd { rank } => rank.unwrap_or(largest),
+    };
+    if rank == 0 {
+        return cannot("rank 0", "choose a rank of 1 or more");
+    }
+    let mut changes: BTreeMap<String, Vec<(Change, f64)>> = BTreeMap::new();
+    for (adapter, weight) in adapters {
+        if adapter.num_layers() != model.num_hidden_layers {
+            let reason = format!("{} layers, the model has {}", adapter.num_layers(), model.num_hidden_layers);
+            return cannot(&reason, "combine adapters of this base model");
+        }
+        for (place, module) in adapter.modules() {
+            if !model.modules().contains(&place.module) || !module.fits(model.module_shape(place.module)) {
+                return cannot(&format!("{} has another shape", place.path), "combine adapters of this base model");
+            }
+            changes.entry(place.path).or_default().push((change(module)?, f64::from(*weight)));
+        }
+    }
+    let modules: Vec<Module> = model
+        .modules()
+        .iter()
+        .copied()
+        .filter(|module| adapters.iter().any(|(adapter, _)| adapter.config().target_modules.contains(module)))
+        .collect();
+    let config = AdapterConfig {
+        method: Method::Lora(LoraConfig { rank, alpha: rank as f32, use_rslora: false, use_dora: false }),
+        target_modules: modules,
+    };
+    let mut made: BTreeMap<String, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    Adapter::build(config, model, &BTreeMap::new(), |place, name, shape, _| {
+        let (a, b) = made.entry(place.path.clone()).or_insert_with(|| {
+            let changes = changes.remove(&place.path).unwrap_or_default();
+            let shape = model.module_shape(place.module);
+            match how {
+                Combination::Linear => linear(&changes, rank, shape),
+                Combination::Cat => padded(&cat(&changes, shape), rank, shape),
+                Combination::Svd { .. } => closest(&cat(&changes, shape), rank),
+            }
+        });
+        let values = if name == "lora_A.weight" { a } else { b };
+        tensor(values.iter().map(|value| *value as f32).collect(), shape)
+    })
+}
+
+/// Adapters that are applied one after the other, or all at once: exactly their sum.
+///
+/// # Errors
+/// As [`combine`].
+pub fn compose(adapters: &[&Adapter], model: &ModelConfig) -> Result<Adapter> {
+    let weighted: Vec<(&Adapter, f32)> = adapters.iter().map(|adapter| (*adapter, 1.0)).collect();
+    combine(&weighted, Combination::Cat, model)
+}
+
+/// The adapter of this rank that is closest to `adapter`.
+///
+/// # Errors
+/// As [`combine`].
+pub fn rerank(adapter: &Adapter, rank: usize, model: &ModelConfig) -> Result<Adapter> {
+    combine(&[(adapter, 1.0)], Combination::Svd { rank: Some(rank) }, model)
+}
+
+fn rank_of(adapter: &Adapter) -> Result<usize> {
+    match &adapter.config().method {
+        Method::Lora(lora) if !lora.use_dora => Ok(lora.rank),
+        Method::AdaLora(ada) => Ok(ada.init_r),
+        Method::Lora(_) => cannot("a DoRA adapter changes lengths by a factor", "combine LoRA, rsLoRA and AdaLoRA"),
+        Method::Ia3(_) => cannot("an IA³ adapter multiplies", "combine LoRA, rsLoRA and AdaLoRA"),
+    }
+}
+
+fn change(module: &ModuleAdapter) -> Result<Change> {
+    let wide =
+        |tensor: &candle_core::Tensor| Ok::<_, ModelError>(host(tensor)?.iter().map(|v| f64::from(*v)).collect());
+    match module {
+        ModuleAdapter::Lora(lora) => {
+            Ok(Change { a: wide(&lora.a)?, b: wide(&lora.b)?, rank: lora.a.dim(0)?, scale: f64::from(lora.scale) })
+        }
+        ModuleAdapter::AdaLora(ada) => {
+            let (mut a, e, rank): (Vec<f64>, Vec<f64>, usize) = (wide(&ada.a)?, wide(&ada.e)?, ada.a.dim(0)?);
+            let width = ada.a.dim(1)?;
+            a.chunks_exact_mut(width).zip(&e).for_each(|(row, e)| row.iter_mut().for_each(|a| *a *= e));
+            Ok(Change { a, b: wide(&ada.b)?, rank, scale: f64::from(ada.scale) })
+        }
+        ModuleAdapter::Dora(_) | ModuleAdapter::Ia3(_) => {
+            cannot("a change that is no sum", "combine LoRA, rsLoRA and AdaLoRA")
+        }
+    }
+}
+
+/// `A` and `B`; a change of fewer ranks (AdaLoRA) fills the first.
+fn linear(changes: &[(Change, f64)], rank: usize, [out, width]: [usize; 2]) -> (Vec<f64>, Vec<f64>) {
+    let (mut a, mut b) = (vec![0.0; rank * width], vec![0.0; out * rank]);
+    for (change, weight) in changes {
+        let scale = weight * change.scale;
+        let root = scale.abs().sqrt();
+        // the sign on one side only, else it would cancel
+        a.iter_mut().zip(&change.a).for_each(|(sum, a)| *sum += root.copysign(scale) * a);
+        for (row, from) in b.chunks_exact_mut(rank).zip(change.b.chunks_exact(change.rank.max(1))) {
+            row.iter_mut().zip(from).for_each(|(sum, b)| *sum += root * b);
+        }
+    }
+    (a, b)
+}
+
+/// All ranks side by side, weights and scales in `A`.
+fn cat(changes: &[(Change, f64)], [out, _]: [usize; 2]) -> Change {
+    let rank: usize = changes.iter().map(|(change, _)| change.rank).sum();
+    let (mut a, mut b) = (Vec::new(), vec![0.0; out * rank]);
+    let mut first = 0;
+    for (change, weight) in changes {
+        a.extend(change.a.iter().map(|value| value * weight * change.scale));
+        for (row, from) in b.chunks_exact_mut(rank.max(1)).zip(change.b.chunks_exact(change.rank.max(1))) {
+            row[first..first + change.rank].copy_from_slice(from);
+        }
+        first += change.rank;
+    }
+    Change { a, b, rank, scale: 1.0 }
+}
+
+fn padded(change: &Change, rank: usize, [out, width]: [usize; 2]) -> (Vec<f64>, Vec<f64>) {
+    let (mut a, mut b) = (change.a.clone(), vec![0.0; out * rank]);
+    a.resize(rank * width, 0.0);
+    for (row, from) in b.chunks_exact_mut(rank).zip(change.b.chunks_exact(change.rank.max(1))) {
+        row[..change.rank].copy_from_slice(from);
+    }
+    (a, b)
+}
+
+fn closest(change: &Change, rank: usize) -> (Vec<f64>, Vec<f64>) {
+    let factors = svd::truncated(&change.b, &change.a, change.rank, rank);
+    (factors.right, factors.left)
+}
+
+fn cannot<T>(reason: &str, remedy: &'static str) -> Result<T> {
+    Err(ModelError::CannotCombine { reason: reason.to_owned(), remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::testing::every_method;
+    use crate::decoder::tests::tiny_model;
+
+    fn refused(adapters: &[(&Adapter, f32)], how: Combination) -> String {
+        combine(adapters, how, tiny_model().config()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_composed_adapter_is_the_sum_of_its_parts_and_a_reranked_one_close_to_its_whole() {
+        let model = tiny_model();
+        let every = every_method(&model);
+        let named = |name: &str| &every.iter().find(|(other, _)| *other == name).unwrap().1;
+        let (lora, rslora, adalora) = (named("lora"), named("rslora"), named("adalora"));
+        let merged = |adapters: &[&Adapter]| {
+            let mut weight = vec![0.0f32; 32 * 32];
+            for (place, module) in adapters.iter().flat_map(|adapter| adapter.modules()) {
+                if place.path == "model.layers.1.self_attn.q_proj" {
+                    module.merge_into(&mut weight, 32).unwrap();
+                }
+            }
+            weight
+        };
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        let composed = compose(&[lora, rslora, adalora], model.config()).unwrap();
+        let wanted = merged(&[lora, rslora, adalora]);
+        assert!(distance(&merged(&[&composed]), &wanted) < 1e-5);
+        model.logits(&[1, 2, 3], Some(&composed)).unwrap();
+        let mut before = f32::INFINITY;
+        for rank in [1, 2, 4, 10] {
+            let reranked = rerank(&composed, rank, model.config()).unwrap();
+            let lost = distance(&merged(&[&reranked]), &wanted);
+            assert!(lost < before, "rank {rank}: {lost} {before}");
+            before = lost;
+        }
+        assert!(before < 1e-5, "nothing is lost at full rank: {before}");
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_refused_with_a_remedy() {
+        let model = tiny_model();
+        let every = every_method(&model);
+        let named = |name: &str| &every.iter().find(|(other, _)| *other == name).unwrap().1;
+        let lora = named("lora");
+        assert!(refused(&[], Combination::Cat).contains("none was given"));
+        for name in ["dora", "ia3"] {
+            assert!(refused(&[(lora, 1.0), (named(name), 1.0)], Combination::Cat).contains("combine LoRA"), "{name}");
+        }
+        assert!(refused(&[(lora, 1.0), (named("adalora"), 1.0)], Combination::Linear).contains("[3, 4]"));
+        assert!(refused(&[(lora, f32::NAN)], Combination::Cat).contains("weight NaN"));
+        assert!(refused(&[(lora, 1.0)], Combination::Svd { rank: Some(0) }).contains("rank 0"));
+        let deeper = ModelConfig { num_hidden_layers: 3, ..model.config().clone() };
+        assert!(compose(&[lora], &deeper).unwrap_err().to_string().contains("2 layers, the model has 3"));
+        let wider = ModelConfig { hidden_size: 64, ..model.config().clone() };
+        assert!(compose(&[lora], &wider).unwrap_err().to_string().contains("another shape"));
+    }
+}
