@@ -72,7 +72,11 @@ impl ModelConfig {
     #[must_use]
     pub fn forward_bytes(&self, adapter: &AdapterConfig, num_tokens: usize) -> u64 {
         let (h, f, n) = (self.hidden_size as u64, self.intermediate_size as u64, num_tokens as u64);
-        F32 * (n * (self.kept(adapter) + f + 2 * h)).max(2 * n * h + CHUNK as u64 * (self.vocab_size as u64 + 2 * h))
+        // IA³ multiplies a copy of the inputs of what it scales there
+        let scaled = matches!(&adapter.method, Method::Ia3(ia3) if !ia3.feedforward_modules.is_empty());
+        let inputs = if scaled { 2 * f } else { f };
+        F32 * (n * (self.kept(adapter) + inputs + 2 * h))
+            .max(2 * n * h + CHUNK as u64 * (self.vocab_size as u64 + 2 * h))
     }
 
     fn kept(&self, adapter: &AdapterConfig) -> u64 {

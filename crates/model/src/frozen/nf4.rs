@@ -301,7 +301,8 @@ mod tests {
     fn every_instruction_set_gives_the_same_bits() {
         let stored = Nf4::quantise(&random(64 * 37, 4));
         let scales: Vec<f32> = (0..37).map(|block| stored.scale(block)).collect();
-        let run = |read: &dyn Fn(&[u8], &[f32], &mut [f32])| {
+        type Read<'a> = &'a dyn Fn(&[u8], &[f32], &mut [f32]);
+        let run = |read: Read<'_>| {
             let mut out = vec![0.0; 64 * 37];
             read(&stored.codes, &scales, &mut out);
             out
