@@ -79,9 +79,12 @@ impl Cloud {
 
     /// Waits until so many questions about this project were mailed.
     pub async fn asked_times(&self, project: &ProjectId, times: usize) {
-        let subject = format!("{project} - a model waits");
-        until(&format!("{times} mails {subject:?}"), async || (self.mails_about(&subject) >= times).then_some(()))
-            .await;
+        self.mailed_times(&format!("{project} - a model waits"), times).await;
+    }
+
+    /// Waits until there are so many mails whose subject holds this text.
+    pub async fn mailed_times(&self, subject: &str, times: usize) {
+        until(&format!("{times} mails {subject:?}"), async || (self.mails_about(subject) >= times).then_some(())).await;
     }
 
     /// Waits for a mail about this project that holds this text.
