@@ -260,13 +260,25 @@ impl Lease {
 /// How long a lease lives without renewal.
 pub const LEASE_TIME: Seconds = Seconds(600);
 
-/// An endpoint that is billed by the hour, metered until it is deleted.
+/// An endpoint, from before it is created until after it is deleted: so none is forgotten, and each is charged to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointMeter {
-    /// SageMaker's name.
+    /// SageMaker's name: [`crate::deployment::endpoint_name`].
     pub name: String,
     /// The project.
     pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+    /// Execution ARN of the pipeline that deploys it, or deployed it last.
+    pub execution: String,
+    /// When that was.
+    pub deployed_at: UnixTime,
+    /// When it became the live one, the last time; absent until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_at: Option<UnixTime>,
+    /// When somebody began to delete it. Whoever sets this deletes it; it never becomes live again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<UnixTime>,
     /// Price of one instance; zero for a serverless endpoint.
     pub price_per_hour: Usd,
     /// Number of instances.
@@ -275,6 +287,20 @@ pub struct EndpointMeter {
     pub monthly_limit: Usd,
     /// Metered and charged up to here.
     pub metered_until: UnixTime,
+}
+
+impl EndpointMeter {
+    /// Whether it is billed by the hour, asked or not.
+    #[must_use]
+    pub fn is_billed_by_the_hour(&self) -> bool {
+        self.instances > 0 && self.price_per_hour > Usd::ZERO
+    }
+
+    /// Whether it has ended and nothing is left to charge: the item may go.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.ended_at.is_some_and(|end| !self.is_billed_by_the_hour() || self.metered_until >= end)
+    }
 }
 
 /// An API key of the gateway. The secret itself is never stored.

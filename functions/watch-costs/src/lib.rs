@@ -17,6 +17,7 @@ use tunesmith_aws::{
 };
 use tunesmith_contract::{
     ProjectId, RunId, Seconds, UnixTime, Usd,
+    deployment::LiveRecord,
     error_name::Failure,
     ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, LeaseStatus, RunRecord},
     tasks::WatchedCosts,
@@ -62,11 +63,11 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
         let spending = Spending { key: ItemKey::budget(&project, &month), whose: project.as_str(), budget: item, used };
         warn(clients, &spending, now, &mut watched).await?;
         if used > Usd::ZERO && used >= item.limit {
-            stop_endpoints(clients, endpoints.iter().filter(|e| e.project == project), &mut watched).await?;
+            stop_endpoints(clients, endpoints.iter().filter(|e| e.project == project), now, &mut watched).await?;
         }
     }
     if account > Usd::ZERO && account >= account_cap {
-        stop_endpoints(clients, endpoints.iter(), &mut watched).await?;
+        stop_endpoints(clients, endpoints.iter(), now, &mut watched).await?;
     }
     if let Some((_, item)) = budgets.iter().find(|(sk, _)| sk == "ACCOUNT") {
         let key = ItemKey::account_budget(&month);
@@ -116,13 +117,19 @@ async fn charge_endpoint(
     account_cap: Usd,
     now: UnixTime,
 ) -> Result<(), Failure> {
-    let charge = meter::endpoint_charge(endpoint, now);
-    if charge <= Usd::ZERO {
+    if meter::endpoint_charge(endpoint, now) <= Usd::ZERO {
         return Ok(());
     }
-    if clients.sagemaker.describe_endpoint(&endpoint.name).await?.is_none() {
-        tracing::warn!(endpoint = endpoint.name, "deleted by somebody else: no longer metered");
-        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+    let is_there = clients.sagemaker.describe_endpoint(&endpoint.name).await?.is_some();
+    let until = match endpoint.ended_at {
+        Some(end) if !is_there => end,
+        _ if is_there => now,
+        // The meter is written before the endpoint is created: one that began just now is about to be.
+        _ if now < endpoint.metered_until.after(INTERVAL) => return Ok(()),
+        _ => return forget(clients, endpoint).await,
+    };
+    let charge = meter::endpoint_charge(endpoint, until);
+    if charge <= Usd::ZERO {
         return Ok(());
     }
     // A month without a reservation has no budget item yet: it is made with the limit that holds.
@@ -138,11 +145,11 @@ async fn charge_endpoint(
         .value(":limit", limit)
         .value(":charge", charge)
     };
-    let until = Expression::new("SET metered_until = :now").value(":now", now);
+    let metered = Expression::new("SET metered_until = :until").value(":until", until);
     let unchanged = Expression::new("metered_until = :before").value(":before", endpoint.metered_until);
     let month = now.month();
     let writes = vec![
-        Write::update(&ItemKey::endpoint(&endpoint.name), until).when(unchanged),
+        Write::update(&ItemKey::endpoint(&endpoint.name), metered).when(unchanged),
         Write::update(&ItemKey::budget(&endpoint.project, &month), add(endpoint.monthly_limit)),
         Write::update(&ItemKey::account_budget(&month), add(account_cap)),
     ];
@@ -151,6 +158,16 @@ async fn charge_endpoint(
         // Somebody else charged the same time, or touched the budget at this moment: the next look charges what is left.
         Transacted::ConditionFailed(_) | Transacted::Conflict => {}
     }
+    Ok(())
+}
+
+/// Ends the meter of an endpoint that somebody deleted by hand, where it was last charged; `sweep-resources` takes it away.
+async fn forget(clients: &Clients, endpoint: &EndpointMeter) -> Result<(), Failure> {
+    tracing::warn!(endpoint = endpoint.name, "deleted by somebody else: no longer metered");
+    let ended = Expression::new("SET ended_at = :until").value(":until", endpoint.metered_until);
+    let unchanged = Expression::new("attribute_not_exists(ended_at) AND metered_until = :until");
+    let key = ItemKey::endpoint(&endpoint.name);
+    let _: Conditional<EndpointMeter> = clients.table.update(&key, ended, Some(unchanged)).await?;
     Ok(())
 }
 
@@ -194,23 +211,35 @@ async fn warn(
     Ok(())
 }
 
-/// Deletes those of the endpoints that are billed by the hour. The live record goes too: the gateway then says that nothing is
-/// live, and the next pipeline deploys the run again.
+/// Deletes those of the endpoints that are billed by the hour. The live record goes too, if it names one of them: the gateway
+/// then says that nothing is live, and the next pipeline deploys the run again.
 async fn stop_endpoints(
     clients: &Clients,
     endpoints: impl Iterator<Item = &EndpointMeter>,
+    now: UnixTime,
     watched: &mut WatchedCosts,
 ) -> Result<(), Failure> {
-    for endpoint in endpoints.filter(|e| e.instances > 0) {
+    for endpoint in endpoints.filter(|e| e.is_billed_by_the_hour() && e.ended_at.is_none()) {
         if watched.stopped.contains(&endpoint.name) {
             continue;
         }
-        // The meter goes last: whatever dies in between, the next look finds it and does the rest.
+        // The meter's end is written last: whatever dies before, the next look does it all again; what dies after is left to
+        // sweep-resources.
         let (subject, body) = mail::endpoint_stopped(endpoint);
         clients.alarms.publish(&subject, &body).await?;
+        let ended = Expression::new("SET ended_at = :now").value(":now", now);
+        let standing = Expression::new("attribute_exists(pk) AND attribute_not_exists(ended_at)");
+        let mut writes = vec![Write::update(&ItemKey::endpoint(&endpoint.name), ended).when(standing)];
+        let live_key = ItemKey::live(&endpoint.project);
+        let live: Option<LiveRecord> = clients.table.get(&live_key).await?;
+        if live.is_some_and(|live| live.endpoint == endpoint.name) {
+            let same = Expression::new("endpoint = :name").value(":name", &endpoint.name);
+            writes.push(Write::delete(&live_key).when(same));
+        }
+        if clients.table.transact(writes, None).await? != Transacted::Done {
+            continue; // another became live, or was deleted, at this moment: the next look sees it
+        }
         clients.sagemaker.delete_endpoint(&endpoint.name).await?;
-        clients.table.delete(&ItemKey::live(&endpoint.project)).await?;
-        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
         watched.stopped.push(endpoint.name.clone());
     }
     Ok(())

@@ -87,8 +87,13 @@ mod tests {
     #[test]
     fn an_endpoint_is_charged_for_each_instance_since_the_last_time() {
         let meter = EndpointMeter {
-            name: "tunesmith-handbook".into(),
+            name: "tunesmith-handbook-0123456789ab".into(),
             project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
+            deployed_at: UnixTime(100),
+            published_at: None,
+            ended_at: None,
             price_per_hour: Usd::from_micros(3_600),
             instances: 2,
             monthly_limit: Usd::ZERO,
