@@ -45,11 +45,6 @@ impl Cloud {
         found.and_then(|endpoint| endpoint["EndpointStatus"].as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// Waits until the machine room knows no such endpoint.
-    pub async fn endpoint_is_gone(&self, name: &str) {
-        until(&format!("{name} is deleted"), async || self.endpoint(name).await.is_empty().then_some(())).await;
-    }
-
     /// The run that is live.
     pub async fn live(&self, project: &ProjectId) -> LiveRecord {
         self.item(&ItemKey::live(project)).await.unwrap()
