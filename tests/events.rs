@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tunesmith_contract::{
     approval::ApprovalDecision,
-    deployment::{Deployment, Verification},
+    deployment::{Deployment, LiveRecord, Verification},
     evaluation::GateDecision,
     job::TrainReport,
     tasks,
@@ -58,12 +58,13 @@ fn read(function: &str, is_output: bool, value: &Value) -> Result<(), String> {
         ("gate-model", false) => is::<tasks::GateModelInput>(value),
         ("gate-model", true) => is::<GateDecision>(value),
         ("request-approval", false) => is::<tasks::RequestApprovalInput>(value),
-        ("request-approval" | "answer-approval", true) => is::<ApprovalDecision>(value),
+        ("request-approval", true) => is::<ApprovalDecision>(value),
+        ("answer-approval", true) => is::<tasks::AnsweredApproval>(value),
         ("answer-approval", false) => {
             answer_approval::request::parse(value).map(drop).map_err(|error| error.to_string())
         }
         ("deploy-endpoint", false) => is::<tasks::DeployEndpointInput>(value),
-        ("deploy-endpoint", true) => is::<Deployment>(value),
+        ("deploy-endpoint", true) => is::<LiveRecord>(value).or_else(|_| is::<Deployment>(value)),
         ("verify-endpoint", false) => is::<tasks::VerifyEndpointInput>(value),
         ("verify-endpoint", true) => is::<Verification>(value),
         ("sweep-resources", false) => is::<tasks::SweepResourcesInput>(value),

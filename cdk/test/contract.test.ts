@@ -13,14 +13,13 @@ const STEPS: Record<string, { input: string; output: [module: string, struct: st
   IndexDocuments: { input: 'IndexDocumentsInput', output: ['tasks', 'IndexedDocuments'] },
   PlanTraining: { input: 'PlanTrainingInput', output: ['tasks', 'PlannedTraining'] },
   PrepareDataset: { input: 'PrepareDatasetInput', output: ['tasks', 'PreparedDataset'] },
-  PublishModel: { input: 'DeployEndpointInput', output: ['deployment', 'Deployment'] },
+  PublishModel: { input: 'DeployEndpointInput', output: ['deployment', 'LiveRecord'] },
   RecordGateRefused: { input: 'GuardBudgetInput', output: ['tasks', 'GuardedBudget'] },
   RecordRejected: { input: 'GuardBudgetInput', output: ['tasks', 'GuardedBudget'] },
   ReleaseBudget: { input: 'GuardBudgetInput', output: ['tasks', 'GuardedBudget'] },
   ReleaseResources: { input: 'SweepResourcesInput', output: ['tasks', 'SweptResources'] },
   RequestApproval: { input: 'RequestApprovalInput', output: ['approval', 'ApprovalDecision'] },
   ReserveBudget: { input: 'GuardBudgetInput', output: ['tasks', 'GuardedBudget'] },
-  RollBackEndpoint: { input: 'DeployEndpointInput', output: ['deployment', 'Deployment'] },
   SettleBudget: { input: 'GuardBudgetInput', output: ['tasks', 'GuardedBudget'] },
   StopMachine: { input: 'SweepResourcesInput', output: ['tasks', 'SweptResources'] },
   TrainModel: { input: 'LaunchTrainingInput', output: ['job', 'TrainReport'] },
@@ -78,6 +77,7 @@ function snakeCase(module: string, name: string): string[] {
 test('the sample inputs in events/state-machines are what the state machines take', () => {
   for (const [file, struct] of [
     ['training-pipeline', 'PipelineInput'],
+    ['training-pipeline.deploy-again', 'DeployAgainInput'],
     ['approve-deployment.approve', 'AnswerApprovalInput'],
     ['approve-deployment.reject', 'AnswerApprovalInput'],
   ] as const) {

@@ -8,7 +8,7 @@ const EVERY = ['ALARMS_TOPIC_ARN', 'DOCUMENTS_BUCKET', 'NOTIFICATIONS_TOPIC_ARN'
 
 /** What a function reads beside those. The functions refuse to start without them, naming the variable. */
 const OWN: Record<string, string[]> = {
-  'answer-approval': [],
+  'answer-approval': ['TRAINING_PIPELINE_ARN'],
   'deploy-endpoint': ['ENDPOINT_ROLE_ARN', 'TRAINER_IMAGE'],
   'gate-model': [],
   gateway: [],

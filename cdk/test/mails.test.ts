@@ -17,6 +17,11 @@ const RUN = {
   budget: { left: 24_000_000, settled: 310_000 },
 };
 
+const PUBLISHED = {
+  ...RUN,
+  live: { run: 'run-0123456789ab', endpoint: 'tunesmith-handbook-0123456789ab', replaces: null as string | null },
+};
+
 /** Evaluates a JSONata field as Step Functions does: with `$states`, and with `$parse` for JSON. */
 async function evaluate(field: string, input: unknown): Promise<unknown> {
   const expression = jsonata(/^\{%(.*)%\}$/s.exec(field)?.[1] ?? assert.fail(`${field} is no expression`));
@@ -41,6 +46,7 @@ test('every mail names the project, says what to do next and links to the execut
     NotifyStarted: RUN,
     NotifyGateRefused: { ...RUN, gate: { passed: false, checks: [{ passed: false, message: 'improved by 1 %' }] } },
     NotifyRejected: { ...RUN, approval: { by: 'ada', reason: '' } },
+    NotifyPublished: PUBLISHED,
     NotifyFailure: await explained(FAILED.error),
   };
   for (const [state, input] of Object.entries(inputs)) {
@@ -65,7 +71,7 @@ test('uploads that were left out are named when training has started', async () 
 
 test('a subject fits with the longest project name', async () => {
   const project = 'p'.repeat(40);
-  for (const state of ['NotifyStarted', 'NotifyGateRefused', 'NotifyRejected', 'NotifyFailure']) {
+  for (const state of ['NotifyStarted', 'NotifyGateRefused', 'NotifyRejected', 'NotifyPublished', 'NotifyFailure']) {
     const { Subject } = PIPELINE.States[state]?.Arguments as { Subject: string };
     assert.ok(((await evaluate(Subject, { project })) as string).length < 100, state);
   }
@@ -111,14 +117,33 @@ test('a failure keeps its name, and its cause in plain words', async () => {
 
 test('a failure says what could not be cleaned up', async () => {
   const clean = await mail('NotifyFailure', await explained(FAILED.error));
-  assert.match(clean.message, /Machines: none is left/);
+  assert.match(clean.message, /Machines and endpoints: none of this run is left/);
   const { message } = await mail(
     'NotifyFailure',
-    await explained(FAILED.error, { release_error: { Error: 'AccessDenied' }, rollback_error: { Error: 'EndpointFailed' } }),
+    await explained(FAILED.error, { release_error: { Error: 'AccessDenied' } }),
   );
   assert.match(message, /could not be ended at once \(AccessDenied\)/);
-  assert.match(message, /could not be rolled back \(EndpointFailed\)/);
-  assert.doesNotMatch(message, /none is left/);
+  assert.doesNotMatch(message, /is left/);
+});
+
+test('the mail about a live model says what it replaces, and how to go back', async () => {
+  const first = await mail('NotifyPublished', PUBLISHED);
+  assert.equal(first.subject, 'Tunesmith: handbook - the new model is live');
+  assert.match(first.message, /It is the first model of this project/);
+  const later = await mail('NotifyPublished', { ...PUBLISHED, live: { ...PUBLISHED.live, replaces: 'run-ba9876543210' } });
+  assert.match(later.message, /It replaces: run-ba9876543210/);
+  const input = /approve-deployment with (\{.*\})/.exec(later.message)?.[1] ?? '';
+  assert.deepEqual(JSON.parse(input), { project: 'handbook', run: 'run-ba9876543210', verdict: 'approve' });
+});
+
+test('a failure to deploy again is no failed training', async () => {
+  const { run } = RUN.plan;
+  const input = { project: 'handbook', run, plan: { run }, error: { Error: 'VerificationFailed', Cause: 'differs' } };
+  const output = PIPELINE.States['ExplainFailure']?.Output ?? '';
+  const { subject, message } = await mail('NotifyFailure', await evaluate(output, input));
+  assert.equal(subject, 'Tunesmith: deployment of handbook failed');
+  assert.match(message, /start the state machine approve-deployment again/);
+  assert.doesNotMatch(message, /_TRAIN/);
 });
 
 test('a failure before the run has a name is told as well', async () => {

@@ -144,10 +144,11 @@ const CALLS: Record<string, RegExp> = {
   'sagemaker:CreateEndpointConfig': /\bsagemaker\.create_endpoint_config\(/,
   'sagemaker:CreateModel': /\bsagemaker\.create_model\(/,
   'sagemaker:DeleteEndpoint': /\bsagemaker\.delete_endpoint\(/,
+  'sagemaker:DeleteEndpointConfig': /\bsagemaker\.delete_endpoint_config\(/,
+  'sagemaker:DeleteModel': /\bsagemaker\.delete_model\(/,
   'sagemaker:DescribeEndpoint': /\bsagemaker\.describe_endpoint\(/,
   'sagemaker:InvokeEndpoint': /\bruntime\.invoke\(/,
   'sagemaker:InvokeEndpointWithResponseStream': /\bruntime\.invoke_stream\(/,
-  'sagemaker:UpdateEndpoint': /\bsagemaker\.update_endpoint\(/,
   'scheduler:CreateSchedule': /\bscheduler\.set\(/,
   'scheduler:UpdateSchedule': /\bscheduler\.set\(/,
   'servicequotas:GetAWSDefaultServiceQuota': /\bservice_quotas\.value\(/,
@@ -197,12 +198,14 @@ test('machines are launched by launch-training only, from the launch template on
 
 test('only the functions that talk to people or to the table of money may', () => {
   const may = (action: string) => [...FUNCTIONS.keys()].filter((name) => of(name).some((p) => p.actions.includes(action))).sort();
-  assert.deepEqual(may('sns:Publish'), ['deploy-endpoint', 'guard-budget', 'ingest-document', 'request-approval', 'watch-costs']);
+  assert.deepEqual(may('sns:Publish'), ['guard-budget', 'ingest-document', 'request-approval', 'watch-costs']);
   assert.deepEqual(may('states:SendTaskSuccess'), ['answer-approval']);
   assert.deepEqual(may('sagemaker:CreateEndpoint'), ['deploy-endpoint']);
-  assert.deepEqual(may('sagemaker:DeleteEndpoint'), ['deploy-endpoint', 'watch-costs']);
+  assert.deepEqual(may('sagemaker:UpdateEndpoint'), [], 'what is live is never changed');
+  assert.deepEqual(may('sagemaker:DeleteEndpoint'), ['deploy-endpoint', 'sweep-resources', 'watch-costs']);
+  assert.deepEqual(may('states:StartExecution'), ['answer-approval', 'ingest-document']);
   assert.deepEqual(may('ec2:TerminateInstances'), ['launch-training', 'sweep-resources']);
-  assert.deepEqual(may('dynamodb:DeleteItem'), ['deploy-endpoint', 'ingest-document', 'watch-costs']);
+  assert.deepEqual(may('dynamodb:DeleteItem'), ['ingest-document', 'sweep-resources', 'watch-costs']);
   assert.deepEqual(may('dynamodb:Scan'), []);
 });
 

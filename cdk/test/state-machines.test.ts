@@ -147,20 +147,18 @@ function follow(from: string | undefined): string[] {
 test('a failure ends machines, gives money back, mails and fails the execution', () => {
   const cleanup = ['ReleaseResources', 'ReleaseBudget', 'ExplainFailure', 'NotifyFailure', 'Failed'];
   const before = ['PrepareDataset', 'IndexDocuments', 'PlanTraining'];
-  const endpoint = ['DeployEndpoint', 'VerifyEndpoint', 'PublishModel'];
   for (const [id, state] of Object.entries(PIPELINE.States)) {
-    if (state.Type !== 'Task' || id.startsWith('Notify') || id === 'RollBackEndpoint' || cleanup.includes(id)) continue;
+    if (state.Type !== 'Task' || id.startsWith('Notify') || cleanup.includes(id)) continue;
     const path = follow(lastResort(state)).filter((step) => step !== 'NoEvaluation');
     if (before.includes(id)) assert.deepEqual(path, cleanup.slice(2), id);
     // Before the reservation is ours, the run's machines may be another pipeline's.
     else if (id === 'ReserveBudget') assert.deepEqual(path, cleanup.slice(1), id);
-    else if (endpoint.includes(id)) assert.deepEqual(path, ['RollBackEndpoint', ...cleanup], id);
     else assert.deepEqual(path, cleanup, id);
   }
 });
 
 test('cleaning up goes on when one of its steps fails, and keeps the first error', () => {
-  for (const id of ['RollBackEndpoint', 'ReleaseResources', 'ReleaseBudget', 'NotifyFailure']) {
+  for (const id of ['ReleaseResources', 'ReleaseBudget', 'NotifyFailure']) {
     const state = PIPELINE.States[id];
     assert.equal(lastResort(state as State), state?.Next, id);
     assert.notEqual(state?.Catch?.at(-1)?.ResultPath, '$.error', `${id} would hide why the pipeline failed`);
@@ -169,12 +167,24 @@ test('cleaning up goes on when one of its steps fails, and keeps the first error
 
 test('a mail that cannot be sent changes nothing', () => {
   const mails = Object.entries(PIPELINE.States).filter(([id]) => id.startsWith('Notify'));
-  assert.equal(mails.length, 4);
+  assert.equal(mails.length, 5);
   for (const [id, state] of mails) {
     assert.equal(lastResort(state), state.Next, id);
     assert.equal(state.Catch?.at(-1)?.Output, '{% $states.input %}', id);
     assert.equal(state.Output, '{% $states.input %}', id);
   }
+});
+
+test('a model is live before it is mailed, and checked before it is live', () => {
+  assert.deepEqual(follow('DeployEndpoint'), ['DeployEndpoint', 'VerifyEndpoint', 'PublishModel', 'NotifyPublished', 'Published']);
+});
+
+test('a run that was approved before is deployed again without training or asking', () => {
+  const again = PIPELINE.States['CheckInput']?.Choices?.find((choice) => choice.Next === 'DeployAgain');
+  assert.ok(JSON.stringify(again).includes('"$.run"'));
+  assert.deepEqual(follow('DeployAgain').slice(0, 2), ['DeployAgain', 'DeployEndpoint']);
+  const approval = repositoryFile('functions/deploy-endpoint/src/lib.rs');
+  assert.match(approval, /check_approved\(&input, approval\.as_ref\(\)\)\?;/, 'whoever may start the pipeline could deploy anything');
 });
 
 test('nothing polls', () => {

@@ -5,8 +5,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tunesmith_contract::{
     DocumentId, ProjectId, RunId,
+    deployment::LiveRecord,
     documents::SourceRecord,
-    ledger::{ItemKey, Lease, UsageItem},
+    ledger::{EndpointMeter, ItemKey, Lease, UsageItem},
 };
 use tunesmith_local::mailbox::{self, Mail};
 
@@ -36,30 +37,28 @@ impl Cloud {
         .await
     }
 
-    /// A SageMaker endpoint as the machine room describes it.
-    pub async fn endpoint(&self, name: &str) -> Value {
+    /// Where a SageMaker endpoint stands, as the machine room describes it; empty when there is none.
+    pub async fn endpoint(&self, name: &str) -> String {
         let status = self.state().command("status", &Value::Null).await.unwrap();
         let endpoints = status["endpoints"].as_array().cloned().unwrap_or_default();
-        endpoints.into_iter().find(|endpoint| endpoint["EndpointName"] == name).unwrap()
+        let found = endpoints.into_iter().find(|endpoint| endpoint["EndpointName"] == name);
+        found.and_then(|endpoint| endpoint["EndpointStatus"].as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// Waits until the machine room knows no such endpoint.
-    pub async fn endpoint_is_gone(&self, name: &str) {
-        until(&format!("{name} is deleted"), async || {
-            let status = self.state().command("status", &Value::Null).await.unwrap();
-            let endpoints = status["endpoints"].as_array().cloned().unwrap_or_default();
-            (!endpoints.iter().any(|endpoint| endpoint["EndpointName"] == name)).then_some(())
+    /// The run that is live.
+    pub async fn live(&self, project: &ProjectId) -> LiveRecord {
+        self.item(&ItemKey::live(project)).await.unwrap()
+    }
+
+    /// Lets the schedules look until the endpoint is gone, charged to its end and forgotten.
+    pub async fn endpoint_is_settled(&self, name: &str) {
+        until(&format!("{name} is forgotten"), async || {
+            self.look_after().await;
+            self.watch_costs().await;
+            let meter: Option<EndpointMeter> = self.item(&ItemKey::endpoint(name)).await;
+            (meter.is_none() && self.endpoint(name).await.is_empty()).then_some(())
         })
         .await;
-    }
-
-    /// The endpoint as soon as it is in service with this configuration.
-    pub async fn endpoint_with_config(&self, name: &str, config: &str) -> Value {
-        until(&format!("{name} serves {config}"), async || {
-            let endpoint = self.endpoint(name).await;
-            (endpoint["EndpointConfigName"] == config && endpoint["EndpointStatus"] == "InService").then_some(endpoint)
-        })
-        .await
     }
 
     /// Number of mails whose subject holds this text.

@@ -446,6 +446,18 @@ impl Cloud {
         demo::decide(self.state(), project, None, verdict, "pipeline test").await.unwrap();
     }
 
+    /// Approves a run by name that was approved before; the execution that deploys it again.
+    pub async fn deploy_again(&self, project: &ProjectId, run: &RunId) -> String {
+        let prefix = format!("again-{run}");
+        let prefix: ProjectId = prefix.parse().unwrap();
+        let before = self.executions(&prefix).await;
+        demo::decide(self.state(), project, Some(run.as_str()), "approve", "pipeline test").await.unwrap();
+        until(&format!("{run} is deployed again"), async || {
+            self.executions(&prefix).await.into_iter().find(|arn| !before.contains(arn))
+        })
+        .await
+    }
+
     /// Changes the simulated account.
     pub fn room_settings(&self, settings: &Value) {
         fs::write(self.paths.local_cloud().join("settings.json"), settings.to_string()).unwrap();

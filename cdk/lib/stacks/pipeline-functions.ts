@@ -205,14 +205,17 @@ export function publishingSpecs(r: PipelineResources) {
       timeout: Duration.seconds(30),
       // A public address: a flood of requests must not take the account's concurrency from the pipeline.
       reserved: 5,
+      environment: { TRAINING_PIPELINE_ARN: r.trainingPipelineArn },
       allow: [
         ...bucketAccess(workspace, { read: ['projects/*/runs/*/report.html'], list: true }),
         tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'Query', 'UpdateItem']),
         allowWithoutResource('states:SendTaskSuccess'),
+        // A run that was approved before is deployed again; deploy-endpoint looks at the approval itself.
+        allow(['states:StartExecution'], [r.trainingPipelineArn]),
       ],
     },
     'deploy-endpoint': {
-      description: 'Creates, updates, rolls back or publishes an endpoint',
+      description: 'Creates the endpoint of a run, or makes it the live one',
       memoryMb: 256,
       timeout: Duration.minutes(2),
       environment: { ENDPOINT_ROLE_ARN: r.endpointRoleArn, TRAINER_IMAGE: r.trainerImage },
@@ -222,14 +225,9 @@ export function publishingSpecs(r: PipelineResources) {
           write: ['projects/*/runs/*/deployment.json', 'projects/*/runs/*/serve.json'],
           list: true,
         }),
-        tableAccess(
-          data.table.tableArn,
-          ['ENDPOINT', 'PROJECT#*'],
-          ['DeleteItem', 'GetItem', 'PutItem', 'UpdateItem'],
-        ),
-        ...manageEndpoints(),
+        tableAccess(data.table.tableArn, ['ENDPOINT', 'PROJECT#*'], ['GetItem', 'PutItem', 'UpdateItem']),
+        ...createEndpoints(),
         passRole(r.endpointRoleArn, 'sagemaker.amazonaws.com'),
-        allow(['sns:Publish'], [data.notifications.topicArn]),
       ],
     },
     'verify-endpoint': {
@@ -245,15 +243,34 @@ export function publishingSpecs(r: PipelineResources) {
   return specs;
 }
 
-function manageEndpoints(): iam.PolicyStatement[] {
-  const [model, config] = [arn('sagemaker', `model/${PREFIX}-*`), arn('sagemaker', `endpoint-config/${PREFIX}-*`)];
+function createEndpoints(): iam.PolicyStatement[] {
+  const [model, config] = [modelArn(), configArn()];
   return [
     allow(['sagemaker:CreateModel'], [model]),
     allow(['sagemaker:CreateEndpointConfig'], [config]),
-    allow(['sagemaker:CreateEndpoint', 'sagemaker:UpdateEndpoint'], [endpointArn(), config]),
-    allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
+    allow(['sagemaker:CreateEndpoint'], [endpointArn(), config]),
+    allow(['sagemaker:DescribeEndpoint'], [endpointArn()]),
     allow(['sagemaker:AddTags'], [model, config, endpointArn()]),
+    // What is left of an earlier deployment of the same run is made anew.
+    ...deleteEndpoints(),
   ];
+}
+
+/** Endpoints with model and configuration. */
+function deleteEndpoints(): iam.PolicyStatement[] {
+  return [
+    allow(['sagemaker:DeleteEndpoint'], [endpointArn()]),
+    allow(['sagemaker:DeleteEndpointConfig'], [configArn()]),
+    allow(['sagemaker:DeleteModel'], [modelArn()]),
+  ];
+}
+
+function modelArn(): string {
+  return arn('sagemaker', `model/${PREFIX}-*`);
+}
+
+function configArn(): string {
+  return arn('sagemaker', `endpoint-config/${PREFIX}-*`);
 }
 
 /** Where executions of the training pipeline stand. */
@@ -276,18 +293,20 @@ export function watchingSpecs(r: PipelineResources) {
         tableAccess(
           data.table.tableArn,
           ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'],
-          ['DeleteItem', 'Query', 'UpdateItem'],
+          ['DeleteItem', 'GetItem', 'Query', 'UpdateItem'],
         ),
         allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
         allow(['sns:Publish'], [data.alarms.topicArn]),
       ],
     },
     'sweep-resources': {
-      description: 'Ends machines that have no valid lease or whose pipeline has ended; tells pipelines that waited for them',
+      description: 'Ends machines without a valid lease and endpoints that nobody needs; tells pipelines that waited',
       memoryMb: 256,
       timeout: Duration.minutes(2),
       allow: [
         tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['ENDPOINT', 'PROJECT#*'], ['DeleteItem', 'GetItem', 'Query', 'UpdateItem']),
+        ...deleteEndpoints(),
         allowWithoutResource('ec2:DescribeInstances', 'states:SendTaskFailure'),
         describePipelines(),
         terminateMachines(),

@@ -5,12 +5,9 @@ use std::collections::BTreeMap;
 use aws_sdk_sagemaker::{
     Client,
     types::{
-        Alarm, AutoRollbackConfig, BlueGreenUpdatePolicy, CapacitySize, CapacitySizeType, ContainerDefinition,
-        DeploymentConfig, ProductionVariant, ProductionVariantInstanceType, ProductionVariantServerlessConfig, Tag,
-        TrafficRoutingConfig, TrafficRoutingConfigType,
+        ContainerDefinition, ProductionVariant, ProductionVariantInstanceType, ProductionVariantServerlessConfig, Tag,
     },
 };
-use tunesmith_contract::UnixTime;
 
 use crate::{AwsError, Config, error::aws};
 
@@ -70,22 +67,6 @@ pub struct NewEndpointConfig {
     pub tags: BTreeMap<String, String>,
 }
 
-/// How an endpoint changes over to a new configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rollout {
-    /// SageMaker's default: all traffic moves once the new side is healthy. The only way for serverless endpoints.
-    AllAtOnce,
-    /// A share of the traffic first; back to the old side when one of the alarms goes off.
-    Canary {
-        /// Share of the capacity that moves first, at most 50.
-        percent: u8,
-        /// Time between the two steps, and before the old side is ended.
-        wait_seconds: u32,
-        /// CloudWatch alarms.
-        alarms: Vec<String>,
-    },
-}
-
 /// Result of a creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
@@ -100,9 +81,11 @@ pub enum Created {
 pub enum EndpointStatus {
     /// It answers.
     InService,
-    /// It is created, updated, rolled back or deleted.
+    /// It is being created, or maintained by SageMaker itself.
     Changing,
-    /// It could not be created, updated or rolled back.
+    /// It is being deleted.
+    Deleting,
+    /// It could not be created.
     Failed,
 }
 
@@ -115,12 +98,8 @@ pub struct Endpoint {
     pub word: String,
     /// The same, sorted.
     pub status: EndpointStatus,
-    /// The configuration that it has (while updating: had before).
-    pub config: String,
     /// Why it failed; may be empty.
     pub failure_reason: String,
-    /// When it was created.
-    pub created_at: UnixTime,
 }
 
 impl SageMaker {
@@ -184,22 +163,6 @@ impl SageMaker {
         created(sent.map(drop).map_err(aws!("sagemaker", "CreateEndpoint")))
     }
 
-    /// Changes an endpoint over to another configuration; the old one answers until the new one is healthy.
-    ///
-    /// # Errors
-    /// `ValidationException` while the endpoint is being changed already.
-    pub async fn update_endpoint(&self, name: &str, config: &str, rollout: &Rollout) -> Result<(), AwsError> {
-        self.client
-            .update_endpoint()
-            .endpoint_name(name)
-            .endpoint_config_name(config)
-            .set_deployment_config(deployment(rollout))
-            .send()
-            .await
-            .map_err(aws!("sagemaker", "UpdateEndpoint"))?;
-        Ok(())
-    }
-
     /// The endpoint, or `None`.
     pub async fn describe_endpoint(&self, name: &str) -> Result<Option<Endpoint>, AwsError> {
         match self.client.describe_endpoint().endpoint_name(name).send().await {
@@ -209,9 +172,7 @@ impl SageMaker {
                     name: name.to_owned(),
                     status: status(&word),
                     word,
-                    config: found.endpoint_config_name().unwrap_or_default().to_owned(),
                     failure_reason: found.failure_reason().unwrap_or_default().to_owned(),
-                    created_at: UnixTime(found.creation_time().map_or(0, |at| at.secs())),
                 }))
             }
             Err(error) => absent(aws!("sagemaker", "DescribeEndpoint")(error)),
@@ -222,6 +183,18 @@ impl SageMaker {
     pub async fn delete_endpoint(&self, name: &str) -> Result<(), AwsError> {
         let sent = self.client.delete_endpoint().endpoint_name(name).send().await;
         deleted(sent.map(drop).map_err(aws!("sagemaker", "DeleteEndpoint")))
+    }
+
+    /// Deletes an endpoint configuration.
+    pub async fn delete_endpoint_config(&self, name: &str) -> Result<(), AwsError> {
+        let sent = self.client.delete_endpoint_config().endpoint_config_name(name).send().await;
+        deleted(sent.map(drop).map_err(aws!("sagemaker", "DeleteEndpointConfig")))
+    }
+
+    /// Deletes a model; its files in S3 stay.
+    pub async fn delete_model(&self, name: &str) -> Result<(), AwsError> {
+        let sent = self.client.delete_model().model_name(name).send().await;
+        deleted(sent.map(drop).map_err(aws!("sagemaker", "DeleteModel")))
     }
 }
 
@@ -257,29 +230,10 @@ fn deleted(sent: Result<(), AwsError>) -> Result<(), AwsError> {
 fn status(word: &str) -> EndpointStatus {
     match word {
         "InService" => EndpointStatus::InService,
+        "Deleting" => EndpointStatus::Deleting,
         "Failed" | "OutOfService" | "UpdateRollbackFailed" => EndpointStatus::Failed,
         _ => EndpointStatus::Changing,
     }
-}
-
-fn deployment(rollout: &Rollout) -> Option<DeploymentConfig> {
-    let Rollout::Canary { percent, wait_seconds, alarms } = rollout else { return None };
-    let size =
-        CapacitySize::builder().r#type(CapacitySizeType::CapacityPercent).value(i32::from((*percent).min(50))).build();
-    let routing = TrafficRoutingConfig::builder()
-        .r#type(TrafficRoutingConfigType::Canary)
-        .canary_size(size)
-        .wait_interval_in_seconds(number(*wait_seconds))
-        .build();
-    let policy = BlueGreenUpdatePolicy::builder()
-        .traffic_routing_configuration(routing)
-        .termination_wait_in_seconds(number(*wait_seconds))
-        .build();
-    let rollback = (!alarms.is_empty()).then(|| {
-        let alarms = alarms.iter().map(|name| Alarm::builder().alarm_name(name).build()).collect();
-        AutoRollbackConfig::builder().set_alarms(Some(alarms)).build()
-    });
-    Some(DeploymentConfig::builder().blue_green_update_policy(policy).set_auto_rollback_configuration(rollback).build())
 }
 
 fn tags(tags: &BTreeMap<String, String>) -> Vec<Tag> {
@@ -312,7 +266,7 @@ mod tests {
         let gone = "Could not find endpoint \"arn:aws:sagemaker:us-east-1:1:endpoint/x\".";
         assert_eq!(absent::<()>(validation(gone)), Ok(None));
         assert_eq!(deleted(Err(validation(gone))), Ok(()));
-        assert!(deleted(Err(validation("Cannot update in-progress endpoint"))).is_err());
+        assert!(deleted(Err(validation("Cannot delete in-progress endpoint"))).is_err());
     }
 
     #[test]
@@ -320,5 +274,6 @@ mod tests {
         assert_eq!(status("RollingBack"), EndpointStatus::Changing);
         assert_eq!(status("UpdateRollbackFailed"), EndpointStatus::Failed);
         assert_eq!(status("InService"), EndpointStatus::InService);
+        assert_eq!(status("Deleting"), EndpointStatus::Deleting);
     }
 }

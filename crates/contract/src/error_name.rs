@@ -59,11 +59,11 @@ error_names! {
     TrainingFailed, false, "The trainer stopped with an error.", "Read the cause and the log of the run.";
     TrainingDiverged, false, "The loss became infinite or not a number.", "Lower training.learning_rate, or look at the batch that the cause names.";
     EvaluationMissing, false, "The run has no evaluation.", "Start the pipeline again: the run resumes and evaluates.";
-    ApprovalUnknown, false, "There is no approval waiting for this run, or the link is wrong.", "Open the link of the newest e-mail, or look for the waiting execution in the Step Functions console.";
+    ApprovalUnknown, false, "There is no approval waiting for this run, it was not approved, or the link is wrong.", "Open the link of the newest e-mail, or look for the waiting execution in the Step Functions console.";
     ApprovalAnswered, false, "The approval was answered before, or has expired.", "Nothing to do; start the pipeline again for a new decision.";
-    EndpointNotReady, true, "The endpoint is still being created or updated.", "Nothing to do: the pipeline waits.";
-    EndpointFailed, false, "The endpoint could not be created or updated; the old one stays.", "Read the failure reason in the SageMaker console.";
-    VerificationFailed, false, "The endpoint answers differently from what was trained; the old one stays.", "Compare the run's reference-logits.json with the endpoint; check the container image's version.";
+    EndpointNotReady, true, "The endpoint is still being created, or an earlier one of the same run deleted.", "Nothing to do: the pipeline waits.";
+    EndpointFailed, false, "The endpoint could not be created, or was deleted while it was checked; what is live stays.", "Read the failure reason in the mail; then start approve-deployment with the run: it is deployed again without training.";
+    VerificationFailed, false, "The endpoint answers differently from what was trained; what is live stays.", "Compare the run's reference-logits.json with the endpoint; check the container image's version.";
     NotFound, false, "Something that an earlier step must have written is missing.", "Start the pipeline again; if it repeats, restore the object from the bucket's versions.";
     AccessDenied, false, "The role may not do this.", "Compare the role with docs/security.md; redeploy if it was changed.";
     ServiceUnavailable, true, "An AWS service throttled the call or was unavailable.", "Nothing to do: the pipeline tries again.";

@@ -277,13 +277,25 @@ impl Lease {
 /// How long a lease lives without renewal.
 pub const LEASE_TIME: Seconds = Seconds(600);
 
-/// An endpoint that is billed by the hour, metered until it is deleted.
+/// An endpoint, from before it is created until after it is deleted: so none is forgotten, and each is charged to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointMeter {
-    /// SageMaker's name.
+    /// SageMaker's name: [`crate::deployment::endpoint_name`].
     pub name: String,
     /// The project.
     pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
+    /// Execution ARN of the pipeline that deploys it, or deployed it last.
+    pub execution: String,
+    /// When that was.
+    pub deployed_at: UnixTime,
+    /// When it became the live one, the last time; absent until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_at: Option<UnixTime>,
+    /// When somebody began to delete it. Whoever sets this deletes it; it never becomes live again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<UnixTime>,
     /// Price of one instance; zero for a serverless endpoint.
     pub price_per_hour: Usd,
     /// Number of instances.
@@ -300,6 +312,24 @@ impl EndpointMeter {
     pub fn cost_until(&self, then: UnixTime) -> Usd {
         let one = self.price_per_hour.per_hour_for(then.since(self.metered_until));
         Usd::from_micros(one.micros().saturating_mul(i64::from(self.instances)))
+    }
+
+    /// The same for a time to come: one that has ended costs nothing after its end.
+    #[must_use]
+    pub fn cost_ahead(&self, then: UnixTime) -> Usd {
+        self.cost_until(self.ended_at.map_or(then, |end| end.min(then)))
+    }
+
+    /// Whether it is billed by the hour, asked or not.
+    #[must_use]
+    pub fn is_billed_by_the_hour(&self) -> bool {
+        self.instances > 0 && self.price_per_hour > Usd::ZERO
+    }
+
+    /// Whether it has ended and nothing is left to charge: the item may go.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.ended_at.is_some_and(|end| !self.is_billed_by_the_hour() || self.metered_until >= end)
     }
 }
 

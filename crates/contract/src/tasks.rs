@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 
 use crate::{
-    approval::Verdict,
+    approval::{ApprovalDecision, Verdict},
     documents::{SplitSize, UnreadUploads},
     ids::{DatasetId, IndexId, ProjectId, RunId},
     job::TrainReport,
@@ -19,6 +19,16 @@ use crate::{
 pub struct PipelineInput {
     /// The project.
     pub project: ProjectId,
+}
+
+/// Input of `training-pipeline` that deploys a run again which was approved before: nothing is trained, nobody is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployAgainInput {
+    /// The project.
+    pub project: ProjectId,
+    /// The run.
+    pub run: RunId,
 }
 
 /// Input of `prepare-dataset`.
@@ -241,7 +251,7 @@ pub struct RequestApprovalInput {
 pub struct AnswerApprovalInput {
     /// The project.
     pub project: ProjectId,
-    /// The run; absent means: the only one that waits.
+    /// The run; absent means: the only one that waits. One that was approved before is deployed again: the way back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
     /// Yes or no.
@@ -254,7 +264,18 @@ pub struct AnswerApprovalInput {
     pub reason: String,
 }
 
-/// Input of `deploy-endpoint`; output [`crate::deployment::Deployment`].
+/// Output of `answer-approval` when invoked by `approve-deployment` or the CLI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnsweredApproval {
+    /// The decision that holds.
+    #[serde(flatten)]
+    pub decision: ApprovalDecision,
+    /// Name of the execution of `training-pipeline` that deploys the run again; absent when a pipeline waited for the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployed_again_by: Option<String>,
+}
+
+/// Input of `deploy-endpoint`; output [`crate::deployment::Deployment`], of `publish` [`crate::deployment::LiveRecord`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeployEndpointInput {
@@ -264,17 +285,17 @@ pub struct DeployEndpointInput {
     pub project: ProjectId,
     /// The run.
     pub run: RunId,
+    /// Execution ARN of the pipeline: while it runs, the endpoint is not swept away.
+    pub execution: String,
 }
 
 /// What `deploy-endpoint` can do. Each is idempotent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeployAction {
-    /// Create model and configuration; create or update the endpoint.
+    /// Create model, configuration and endpoint of the run.
     Deploy,
-    /// Back to the previous configuration; the first deployment is deleted.
-    RollBack,
-    /// Verified: write `LIVE`, mark the run published, mail it.
+    /// Verified: write `LIVE` and mark the run published, in one transaction.
     Publish,
 }
 
@@ -295,7 +316,7 @@ pub struct SweepResourcesInput {
     /// Only this project's.
     #[serde(default)]
     pub project: Option<ProjectId>,
-    /// Only this run's machines: all of them, expired or not.
+    /// Only this run's: all its machines, expired or not, and its endpoint, unless that is live.
     #[serde(default)]
     pub run: Option<RunId>,
 }
@@ -309,6 +330,8 @@ pub struct SweptResources {
     pub revoked_leases: Vec<String>,
     /// Leases closed.
     pub closed_leases: Vec<String>,
+    /// Endpoints deleted.
+    pub deleted_endpoints: Vec<String>,
 }
 
 /// Input of `watch-costs`: its schedule says nothing.

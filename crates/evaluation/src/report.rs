@@ -264,8 +264,11 @@ fn rollback(out: &mut String, page: &DecisionPage<'_>) {
         Some(run) => {
             let _ = write!(
                 out,
-                "<li>Until the new model has passed its smoke request and gives the same logits as in training, <code>{run}</code> keeps answering; if it does not pass, \
-                 <code>{run}</code> stays and you get a mail with the reason.</li><li>To go back later, start <code>approve-deployment</code> for run <code>{run}</code>: its adapter is kept.</li>"
+                "<li>The new model gets an endpoint of its own. Until it has passed its smoke request and gives the same logits as in training, <code>{run}</code> keeps answering; \
+                 if it does not pass, its endpoint is removed, <code>{run}</code> stays as it is, and you get a mail with the reason.</li><li>To go back later, start \
+                 <code>approve-deployment</code> with <code>{{&quot;project&quot;: &quot;{project}&quot;, &quot;run&quot;: &quot;{run}&quot;, &quot;verdict&quot;: &quot;approve&quot;}}</code>: \
+                 it is deployed again and checked, without training, and then takes the place of the new one.</li>",
+                project = escape(page.project.as_str()),
             );
         }
         None => out.push_str(

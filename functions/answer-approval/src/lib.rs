@@ -1,8 +1,10 @@
 //! Lambda function `answer-approval`: a person's answer, by the link or by the state machine `approve-deployment`.
 //!
 //! Promise: an approval is answered once, by a conditional write; the same answer again is confirmed, another one is refused;
-//! opening the link decides nothing.
+//! opening the link decides nothing. To approve a run by name that was approved before, and that no pipeline works on any more,
+//! deploys it again: the way back ([`again`]).
 
+pub mod again;
 pub mod page;
 pub mod request;
 
@@ -18,8 +20,8 @@ use tunesmith_contract::{
     approval::{ApprovalDecision, ApprovalRecord, Verdict, Via},
     error_name::Failure,
     keys::workspace,
-    ledger::ItemKey,
-    tasks::AnswerApprovalInput,
+    ledger::{ItemKey, RunRecord},
+    tasks::{AnswerApprovalInput, AnsweredApproval},
 };
 
 use crate::request::{Link, Request};
@@ -31,23 +33,32 @@ pub struct Clients {
     pub s3: S3,
     /// Approvals.
     pub table: Table,
-    /// The waiting pipeline.
+    /// The waiting pipeline, and new ones that deploy again.
     pub step_functions: StepFunctions,
 }
 
-/// Answers whoever asks: a function URL response for a browser, an [`ApprovalDecision`] for everybody else.
+/// What the function is told by its environment.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `WORKSPACE_BUCKET`
+    pub workspace_bucket: String,
+    /// `TRAINING_PIPELINE_ARN`
+    pub training_pipeline_arn: String,
+}
+
+/// Answers whoever asks: a function URL response for a browser, an [`AnsweredApproval`] for everybody else.
 ///
 /// # Errors
 /// For direct callers: [`ErrorName::ApprovalUnknown`], [`ErrorName::ApprovalAnswered`], [`ErrorName::InvalidInput`], AWS
 /// errors. A browser gets them as a page.
-pub async fn handle(event: Value, clients: &Clients, workspace_bucket: &str, now: UnixTime) -> Result<Value, Failure> {
+pub async fn handle(event: Value, clients: &Clients, settings: &Settings, now: UnixTime) -> Result<Value, Failure> {
     match request::parse(&event)? {
         Request::Direct(input) => {
-            let decision = direct(input, clients, now).await?;
-            serde_json::to_value(decision).map_err(|e| Failure::new(ErrorName::Internal, e.to_string()))
+            let answered = direct(input, clients, settings, now).await?;
+            serde_json::to_value(answered).map_err(|e| Failure::new(ErrorName::Internal, e.to_string()))
         }
         Request::Nothing => Ok(html(404, &page::message("Not found", "Open the link of the e-mail again.", ""))),
-        Request::Show(link) => Ok(browser(show(&link, clients, workspace_bucket, now).await)),
+        Request::Show(link) => Ok(browser(show(&link, clients, &settings.workspace_bucket, now).await)),
         Request::Decide { link, verdict, reason } => {
             let run = link.run.clone();
             let decided = decide_by_link(&link, verdict, reason, clients, now).await;
@@ -111,8 +122,9 @@ async fn by_link(link: &Link, clients: &Clients) -> Result<ApprovalRecord, Failu
     })
 }
 
+/// Only a question that nobody answered lapses.
 fn check_open(record: &ApprovalRecord, now: UnixTime) -> Result<(), Failure> {
-    if now < record.expires_at {
+    if now < record.expires_at || record.decision.is_some() {
         return Ok(());
     }
     Err(Failure::new(
@@ -132,7 +144,13 @@ async fn decide_by_link(
     answer(record, ApprovalDecision { verdict, via: Via::Link, by: "link".into(), reason, at: now }, clients).await
 }
 
-async fn direct(input: AnswerApprovalInput, clients: &Clients, now: UnixTime) -> Result<ApprovalDecision, Failure> {
+async fn direct(
+    input: AnswerApprovalInput,
+    clients: &Clients,
+    settings: &Settings,
+    now: UnixTime,
+) -> Result<AnsweredApproval, Failure> {
+    let by_name = input.run.is_some();
     let record = match &input.run {
         Some(run) => clients
             .table
@@ -143,7 +161,15 @@ async fn direct(input: AnswerApprovalInput, clients: &Clients, now: UnixTime) ->
     };
     let via = if input.by.starts_with("arn:") { Via::Console } else { Via::Cli };
     let decision = ApprovalDecision { verdict: input.verdict, via, by: input.by, reason: input.reason, at: now };
-    answer(record, decision, clients).await
+    if by_name && record.decision.is_some() {
+        let run: Option<RunRecord> = clients.table.get(&ItemKey::run(&record.project, &record.run)).await?;
+        if let Some(approved) = again::wanted(&record, &decision, run.as_ref())? {
+            let name = again::deploy(&record, &decision, clients, settings).await?;
+            return Ok(AnsweredApproval { decision: approved, deployed_again_by: Some(name) });
+        }
+    }
+    let decision = answer(record, decision, clients).await?;
+    Ok(AnsweredApproval { decision, deployed_again_by: None })
 }
 
 fn unknown(project: &ProjectId, run: Option<&RunId>, waiting: &[String]) -> Failure {
@@ -254,6 +280,15 @@ mod tests {
             expires_at: UnixTime(100),
             decision,
         }
+    }
+
+    #[test]
+    fn only_a_question_that_nobody_answered_lapses() {
+        let (asked, answered) = (record("run-000000000001", None), record("run-000000000001", Some("Ada")));
+        assert!(check_open(&asked, UnixTime(99)).is_ok());
+        let lapsed = check_open(&asked, UnixTime(100)).unwrap_err();
+        assert!(lapsed.message.contains("counts as a rejection"), "{}", lapsed.message);
+        assert!(check_open(&answered, UnixTime(100)).is_ok(), "it was approved, and nothing else may be said of it");
     }
 
     fn chosen(records: &[ApprovalRecord], by: &str) -> Result<String, ErrorName> {

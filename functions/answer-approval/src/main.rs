@@ -1,6 +1,6 @@
 //! Lambda function `answer-approval`.
 
-use answer_approval::Clients;
+use answer_approval::{Clients, Settings};
 use tunesmith_aws::{dynamodb::Table, s3::S3, sfn::StepFunctions};
 use tunesmith_lambda::{Environment, RunError, now};
 
@@ -14,11 +14,13 @@ async fn main() -> Result<(), RunError> {
                 table: Table::new(&config, environment.text("TABLE")?),
                 step_functions: StepFunctions::new(&config),
             };
-            Ok((clients, environment.text("WORKSPACE_BUCKET")?))
+            let settings = Settings {
+                workspace_bucket: environment.text("WORKSPACE_BUCKET")?,
+                training_pipeline_arn: environment.text("TRAINING_PIPELINE_ARN")?,
+            };
+            Ok((clients, settings))
         },
-        async |(clients, workspace_bucket), event| {
-            answer_approval::handle(event, clients, workspace_bucket, now()).await
-        },
+        async |(clients, settings), event| answer_approval::handle(event, clients, settings, now()).await,
     )
     .await
 }

@@ -1,29 +1,22 @@
-//! Lambda function `deploy-endpoint`: a run's model behind the project's endpoint, back again, or published.
+//! Lambda function `deploy-endpoint`: an approved run's model behind an endpoint of its own, then published.
 //!
-//! Promise: each action may be repeated; until a new endpoint configuration has been verified and published, the gateway and
-//! the `LIVE` record stay with the old one.
+//! Promise: each action may be repeated. What is live is never touched: a new endpoint stands beside it, and only
+//! [`publish`] tells the gateway. Nothing is deployed that no person approved. An endpoint that this function leaves behind,
+//! whatever dies, is known in the table, so that `sweep-resources` deletes it.
 
-pub mod names;
-pub mod publish;
+mod create;
+mod publish;
 
-use std::collections::BTreeMap;
-
-use tunesmith_aws::{
-    dynamodb::Table,
-    s3::S3,
-    sagemaker::{Endpoint, EndpointStatus, Hosting, NewEndpointConfig, NewModel, Rollout, SageMaker},
-    sns::Topic,
-};
-use tunesmith_budget::{EndpointPrice, PriceTable};
+use serde::Serialize;
+use tunesmith_aws::{dynamodb::Table, s3::S3, sagemaker::SageMaker};
 use tunesmith_contract::{
-    ErrorName, S3Uri, UnixTime, Usd,
-    deployment::Deployment,
+    ErrorName, S3Uri, UnixTime,
+    approval::{ApprovalRecord, Verdict},
+    deployment::{Deployment, LiveRecord},
     error_name::Failure,
-    job::{BaseSource, Location, ServeJob},
     keys::workspace,
-    ledger::{EndpointMeter, ItemKey},
+    ledger::ItemKey,
     plan::Plan,
-    settings::{ServingMode, ServingSettings},
     tasks::{DeployAction, DeployEndpointInput},
 };
 
@@ -32,12 +25,10 @@ use tunesmith_contract::{
 pub struct Clients {
     /// Plans, jobs, deployments.
     pub s3: S3,
-    /// `LIVE`, runs, endpoint meters.
+    /// Approvals, `LIVE`, runs, endpoint meters.
     pub table: Table,
     /// Endpoints.
     pub sagemaker: SageMaker,
-    /// Where people are written to.
-    pub notifications: Topic,
 }
 
 /// What the function is told by its environment.
@@ -53,214 +44,92 @@ pub struct Settings {
     pub region: String,
 }
 
+/// What the function answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// To `deploy`.
+    Deployed(Deployment),
+    /// To `publish`.
+    Live(LiveRecord),
+}
+
 /// Does one of the actions.
 ///
 /// # Errors
-/// [`ErrorName::EndpointNotReady`] (another change is under way: try again), [`ErrorName::NotFound`], AWS errors.
+/// [`ErrorName::EndpointNotReady`] (an endpoint of this name is being deleted: try again), [`ErrorName::ApprovalUnknown`] (no
+/// person approved the run), [`ErrorName::EndpointFailed`] (it was deleted, or taken over, before it could be published),
+/// [`ErrorName::SettingsInvalid`] (no known price), [`ErrorName::NotFound`], AWS errors.
 pub async fn handle(
     input: DeployEndpointInput,
     clients: &Clients,
     settings: &Settings,
     now: UnixTime,
-) -> Result<Deployment, Failure> {
+) -> Result<Answer, Failure> {
     let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&input.project, &input.run));
     let plan: Plan = clients
         .s3
         .get_json(&folder.join("plan.json"))
         .await?
         .ok_or_else(|| Failure::new(ErrorName::NotFound, format!("the plan of {} is missing", input.run)))?;
-    let recorded: Option<Deployment> = clients.s3.get_json(&folder.join("deployment.json")).await?;
-    let known = || {
-        recorded
-            .clone()
-            .ok_or_else(|| Failure::new(ErrorName::NotFound, format!("{} has not been deployed", input.run)))
-    };
+    let approval: Option<ApprovalRecord> = clients.table.get(&ItemKey::approval(&input.project, &input.run)).await?;
+    check_approved(&input, approval.as_ref())?;
     match input.action {
-        DeployAction::Deploy => deploy(&plan, recorded, clients, settings, now).await,
-        DeployAction::RollBack => {
-            // Nothing was recorded: the deployment failed before it changed anything.
-            let Some(deployment) = recorded else {
-                return Ok(names::deployment(&input.project, &input.run, None, None));
-            };
-            roll_back(&deployment, clients).await?;
-            Ok(deployment)
+        DeployAction::Deploy => {
+            create::create(&plan, &input.execution, clients, settings, now).await.map(Answer::Deployed)
         }
-        DeployAction::Publish => {
-            let deployment = known()?;
-            publish::publish(&plan, &deployment, clients, now).await?;
-            Ok(deployment)
+        DeployAction::Publish => publish::publish(&plan, &input.execution, clients, now).await.map(Answer::Live),
+    }
+}
+
+fn check_approved(input: &DeployEndpointInput, approval: Option<&ApprovalRecord>) -> Result<(), Failure> {
+    match approval.and_then(|record| record.decision.as_ref()) {
+        Some(decision) if decision.verdict == Verdict::Approve => Ok(()),
+        decision => {
+            let word = decision.map_or("nobody has answered about it", |_| "it was rejected");
+            Err(Failure::new(
+                ErrorName::ApprovalUnknown,
+                format!(
+                    "{} of {} may not go live: {word}; start the state machine approve-deployment with a run that was approved",
+                    input.run, input.project
+                ),
+            ))
         }
     }
 }
 
-async fn deploy(
-    plan: &Plan,
-    recorded: Option<Deployment>,
-    clients: &Clients,
-    settings: &Settings,
-    now: UnixTime,
-) -> Result<Deployment, Failure> {
-    let endpoint = clients.sagemaker.describe_endpoint(&names::endpoint(&plan.project)).await?;
-    let current = endpoint.as_ref().filter(|e| e.status != EndpointStatus::Failed).map(|e| e.config.as_str());
-    let deployment = names::deployment(&plan.project, &plan.run, current, recorded.as_ref());
-    create_config(plan, &deployment, clients, settings).await?;
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::approval::{ApprovalDecision, Via};
 
-    // The way back is recorded before the endpoint changes.
-    let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&plan.project, &plan.run));
-    clients.s3.put_json(&folder.join("deployment.json"), &deployment).await?;
-    clients.table.put(&ItemKey::endpoint(&deployment.endpoint), &meter(plan, &deployment, now)?).await?;
-    change_endpoint(plan, &deployment, endpoint, recorded.as_ref(), clients).await?;
-    tracing::info!(run = %plan.run, endpoint = deployment.endpoint, config = deployment.config,
-        previous = deployment.previous_config, "deploying");
-    Ok(deployment)
-}
+    use super::*;
 
-/// Creates the model and the configuration of the run, unless they are there already.
-async fn create_config(
-    plan: &Plan,
-    deployment: &Deployment,
-    clients: &Clients,
-    settings: &Settings,
-) -> Result<(), Failure> {
-    let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&plan.project, &plan.run));
-    let serve_uri = folder.join("serve.json");
-    clients.s3.put_json(&serve_uri, &serve_job(plan, settings, clients).await?).await?;
-    let environment = BTreeMap::from([
-        ("TUNESMITH_SERVE_JOB".to_owned(), serve_uri.to_string()),
-        ("AWS_REGION".to_owned(), settings.region.clone()),
-    ]);
-    let model = NewModel {
-        name: deployment.model.clone(),
-        image: settings.trainer_image.clone(),
-        role_arn: settings.endpoint_role_arn.clone(),
-        environment,
-        tags: tags(plan),
-    };
-    let config = NewEndpointConfig {
-        name: deployment.config.clone(),
-        model: deployment.model.clone(),
-        hosting: hosting(&plan.settings.serving),
-        tags: tags(plan),
-    };
-    clients.sagemaker.create_model(&model).await?;
-    clients.sagemaker.create_endpoint_config(&config).await?;
-    Ok(())
-}
-
-fn tags(plan: &Plan) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("tunesmith:project".to_owned(), plan.project.to_string()),
-        ("tunesmith:run".to_owned(), plan.run.to_string()),
-    ])
-}
-
-/// Creates the endpoint, or changes it over to the deployment's configuration.
-async fn change_endpoint(
-    plan: &Plan,
-    deployment: &Deployment,
-    endpoint: Option<Endpoint>,
-    recorded: Option<&Deployment>,
-    clients: &Clients,
-) -> Result<(), Failure> {
-    match endpoint {
-        None => {
-            clients.sagemaker.create_endpoint(&deployment.endpoint, &deployment.config, &tags(plan)).await?;
-        }
-        Some(found) => match found.status {
-            EndpointStatus::InService if found.config == deployment.config => {}
-            EndpointStatus::InService => {
-                let rollout = rollout(&plan.settings.serving);
-                clients.sagemaker.update_endpoint(&deployment.endpoint, &deployment.config, &rollout).await?;
-            }
-            // Our own change, started by an earlier call of this same deployment.
-            EndpointStatus::Changing if recorded == Some(deployment) => {}
-            EndpointStatus::Changing => {
-                return Err(Failure::new(
-                    ErrorName::EndpointNotReady,
-                    format!("endpoint {} is {}: another change is under way", found.name, found.word),
-                ));
-            }
-            EndpointStatus::Failed => {
-                clients.sagemaker.delete_endpoint(&found.name).await?;
-                return Err(Failure::new(
-                    ErrorName::EndpointNotReady,
-                    format!("endpoint {} had failed ({}) and is being replaced", found.name, found.failure_reason),
-                ));
-            }
-        },
-    }
-    Ok(())
-}
-
-async fn serve_job(plan: &Plan, settings: &Settings, clients: &Clients) -> Result<ServeJob, Failure> {
-    let base = S3Uri::new(&settings.workspace_bucket, workspace::model(&plan.base));
-    let has_folder = clients.s3.head(&base.join("config.json")).await?.is_some();
-    let run = S3Uri::new(&settings.workspace_bucket, workspace::run(&plan.project, &plan.run));
-    Ok(ServeJob {
-        run: plan.run.clone(),
-        project: plan.project.clone(),
-        base: BaseSource { name: plan.base.clone(), folder: has_folder.then_some(Location::S3(base)) },
-        adapter: Location::S3(run.join("adapter/")),
-    })
-}
-
-async fn roll_back(deployment: &Deployment, clients: &Clients) -> Result<(), Failure> {
-    let Some(endpoint) = clients.sagemaker.describe_endpoint(&deployment.endpoint).await? else { return Ok(()) };
-    match &deployment.previous_config {
-        Some(previous) if endpoint.config == *previous && endpoint.status != EndpointStatus::Changing => {}
-        // Updating: SageMaker itself goes back when the update fails; when it succeeds, the next try comes here again.
-        Some(_) if endpoint.status == EndpointStatus::Changing => {
-            return Err(Failure::new(
-                ErrorName::EndpointNotReady,
-                format!("endpoint {} is {}: it cannot be changed back yet", endpoint.name, endpoint.word),
-            ));
-        }
-        Some(previous) => {
-            clients.sagemaker.update_endpoint(&endpoint.name, previous, &Rollout::AllAtOnce).await?;
-        }
-        None => {
-            clients.sagemaker.delete_endpoint(&endpoint.name).await?;
-            clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+    #[test]
+    fn nothing_is_deployed_that_no_person_approved() {
+        let input = DeployEndpointInput {
+            action: DeployAction::Deploy,
+            project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
+        };
+        let record = |verdict: Option<Verdict>| ApprovalRecord {
+            project: input.project.clone(),
+            run: input.run.clone(),
+            task_token: "t".into(),
+            secret_hash: String::new(),
+            asked_at: UnixTime(0),
+            expires_at: UnixTime(1),
+            decision: verdict.map(|verdict| ApprovalDecision {
+                verdict,
+                via: Via::Link,
+                by: "link".into(),
+                reason: String::new(),
+                at: UnixTime(0),
+            }),
+        };
+        assert!(check_approved(&input, Some(&record(Some(Verdict::Approve)))).is_ok());
+        for refused in [None, Some(record(None)), Some(record(Some(Verdict::Reject)))] {
+            assert_eq!(check_approved(&input, refused.as_ref()).unwrap_err().name, ErrorName::ApprovalUnknown);
         }
     }
-    tracing::warn!(run = %deployment.run, endpoint = endpoint.name, previous = deployment.previous_config, "rolled back");
-    Ok(())
-}
-
-fn hosting(serving: &ServingSettings) -> Hosting {
-    match serving.mode {
-        ServingMode::Serverless => {
-            Hosting::Serverless { memory_mb: serving.memory_mb, max_concurrency: serving.max_concurrency }
-        }
-        ServingMode::Instance => Hosting::Instances { instance_type: serving.instance_type.clone(), count: 1 },
-    }
-}
-
-/// Canary: a tenth of the traffic for five minutes. Serverless endpoints only know all at once (SageMaker Developer Guide,
-/// "Deployment guardrails": blue/green needs instances).
-fn rollout(serving: &ServingSettings) -> Rollout {
-    match serving.mode {
-        ServingMode::Serverless => Rollout::AllAtOnce,
-        ServingMode::Instance => Rollout::Canary { percent: 10, wait_seconds: 300, alarms: Vec::new() },
-    }
-}
-
-/// How the endpoint is metered.
-///
-/// # Errors
-/// [`ErrorName::SettingsInvalid`] when the price of the instance type is not known: what cannot be metered is not started.
-fn meter(plan: &Plan, deployment: &Deployment, now: UnixTime) -> Result<EndpointMeter, Failure> {
-    let table = PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, error.to_string()))?;
-    let (price_per_hour, instances) = match EndpointPrice::of(&plan.settings.serving, &table)? {
-        EndpointPrice::Serverless { .. } => (Usd::ZERO, 0),
-        EndpointPrice::Instances { count, hour, .. } => (hour, count),
-    };
-    Ok(EndpointMeter {
-        name: deployment.endpoint.clone(),
-        project: plan.project.clone(),
-        price_per_hour,
-        instances,
-        monthly_limit: plan.settings.monthly_limit().unwrap_or(Usd::ZERO),
-        metered_until: now,
-    })
 }

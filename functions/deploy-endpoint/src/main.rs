@@ -1,7 +1,7 @@
 //! Lambda function `deploy-endpoint`.
 
 use deploy_endpoint::{Clients, Settings};
-use tunesmith_aws::{dynamodb::Table, s3::S3, sagemaker::SageMaker, sns::Topic};
+use tunesmith_aws::{dynamodb::Table, s3::S3, sagemaker::SageMaker};
 use tunesmith_lambda::{Environment, RunError, now};
 
 #[tokio::main]
@@ -13,7 +13,6 @@ async fn main() -> Result<(), RunError> {
                 s3: S3::new(&config),
                 table: Table::new(&config, environment.text("TABLE")?),
                 sagemaker: SageMaker::new(&config),
-                notifications: Topic::new(&config, environment.text("NOTIFICATIONS_TOPIC_ARN")?),
             };
             let settings = Settings {
                 workspace_bucket: environment.text("WORKSPACE_BUCKET")?,

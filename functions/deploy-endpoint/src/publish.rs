@@ -1,67 +1,75 @@
-//! A verified deployment becomes the live one.
+//! A verified endpoint becomes the live one.
 
-use tunesmith_aws::dynamodb::{Conditional, Expression};
+use tunesmith_aws::dynamodb::{Expression, Transacted, Write};
 use tunesmith_contract::{
-    UnixTime,
-    deployment::{Deployment, LiveRecord},
+    ErrorName, UnixTime,
+    deployment::{LiveRecord, endpoint_name},
     error_name::Failure,
-    ledger::{ItemKey, RunRecord, RunStatus},
+    ledger::{ItemKey, RunStatus},
     plan::Plan,
 };
 
 use crate::Clients;
 
-/// Writes `LIVE`, marks the run published and tells people. From here on the gateway asks the new model.
+/// Writes `LIVE`, the run's status and the endpoint's `published_at` in one transaction: whatever dies, they agree. From here on
+/// the gateway asks the new model; the endpoint that was live is deleted later, by `sweep-resources`.
 ///
 /// # Errors
-/// AWS errors; every step may be repeated.
-pub async fn publish(plan: &Plan, deployment: &Deployment, clients: &Clients, now: UnixTime) -> Result<(), Failure> {
+/// [`ErrorName::EndpointFailed`] when the endpoint is no longer this pipeline's, AWS errors. May be repeated.
+pub(crate) async fn publish(
+    plan: &Plan,
+    execution: &str,
+    clients: &Clients,
+    now: UnixTime,
+) -> Result<LiveRecord, Failure> {
     let live_key = ItemKey::live(&plan.project);
-    let live: Option<LiveRecord> = clients.table.get(&live_key).await?;
-    let is_new = live.as_ref().is_none_or(|l| l.run != plan.run);
-    if is_new {
-        clients.table.put(&live_key, &record(plan, deployment, now)).await?;
-    }
-    let update =
+    let before: Option<LiveRecord> = clients.table.get(&live_key).await?;
+    let live = record(plan, before.as_ref(), now);
+    let published =
         Expression::new("SET #status = :published").name("#status", "status").value(":published", RunStatus::Published);
-    let run_key = ItemKey::run(&plan.project, &plan.run);
-    let _: Conditional<RunRecord> = clients.table.update(&run_key, update, Some(Expression::present())).await?;
-    if is_new {
-        let (subject, body) = mail(plan, deployment, live.as_ref());
-        clients.notifications.publish(&subject, &body).await?;
+    let standing = Expression::new("SET published_at = :now").value(":now", now);
+    let mine = Expression::new("#execution = :execution AND attribute_not_exists(ended_at)")
+        .name("#execution", "execution")
+        .value(":execution", execution);
+    let writes = vec![
+        Write::put(&live_key, &live),
+        Write::update(&ItemKey::run(&plan.project, &plan.run), published).when(Expression::present()),
+        Write::update(&ItemKey::endpoint(&live.endpoint), standing).when(mine),
+    ];
+    match clients.table.transact(writes, None).await? {
+        Transacted::Done => {}
+        Transacted::Conflict => {
+            let message = format!("the records of {} are being written by somebody else", plan.run);
+            return Err(Failure::new(ErrorName::ServiceUnavailable, message));
+        }
+        Transacted::ConditionFailed(_) => {
+            let message = format!(
+                "endpoint {} was deleted, or taken over by another pipeline, after it had been checked; what was live stays: \
+                 start approve-deployment for {} again",
+                live.endpoint, plan.run
+            );
+            return Err(Failure::new(ErrorName::EndpointFailed, message));
+        }
     }
-    tracing::info!(run = %plan.run, project = %plan.project, endpoint = deployment.endpoint, is_new, "published");
-    Ok(())
+    tracing::info!(run = %plan.run, project = %plan.project, endpoint = live.endpoint, replaces = ?live.replaces, "published");
+    Ok(live)
 }
 
-fn record(plan: &Plan, deployment: &Deployment, now: UnixTime) -> LiveRecord {
+/// The new record. Published again, it says what it said: since when, and what it replaced.
+fn record(plan: &Plan, before: Option<&LiveRecord>, now: UnixTime) -> LiveRecord {
+    let (since, replaces) = match before {
+        Some(live) if live.run == plan.run => (live.since, live.replaces.clone()),
+        other => (now, other.map(|live| live.run.clone())),
+    };
     let serving = &plan.settings.serving;
     LiveRecord {
         run: plan.run.clone(),
-        endpoint: deployment.endpoint.clone(),
-        config: deployment.config.clone(),
+        endpoint: endpoint_name(&plan.project, &plan.run),
+        replaces,
         index: plan.index.clone(),
-        since: now,
+        since,
         retrieved_passages: serving.retrieved_passages,
         requests_per_minute: serving.requests_per_minute,
         tokens_per_day: serving.tokens_per_day,
     }
-}
-
-fn mail(plan: &Plan, deployment: &Deployment, before: Option<&LiveRecord>) -> (String, String) {
-    let before = before.map_or_else(
-        || "It is the first model of this project.".to_owned(),
-        |live| format!("It replaces {}.", live.run),
-    );
-    (
-        format!("Tunesmith: {} - the new model is live", plan.project),
-        format!(
-            "{run} of {project} passed its check and is live behind endpoint {endpoint}. {before}\n\n\
-             Ask it through the gateway: model \"{project}\" (\"{project}:base\" is the base model for comparison).\n\
-             To go back, see docs/runbook.md, \"Roll back\".\n",
-            run = plan.run,
-            project = plan.project,
-            endpoint = deployment.endpoint,
-        ),
-    )
 }

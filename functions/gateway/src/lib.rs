@@ -158,7 +158,7 @@ mod tests {
 
     fn live() -> LiveRecord {
         serde_json::from_value(serde_json::json!({
-            "run": "run-0123456789ab", "endpoint": "tunesmith-handbook", "config": "c", "index": "ix-0123456789abcdef",
+            "run": "run-0123456789ab", "endpoint": "tunesmith-handbook-0123456789ab", "index": "ix-0123456789abcdef",
             "since": 5, "retrieved_passages": 3, "requests_per_minute": 60, "tokens_per_day": 1000
         }))
         .unwrap()

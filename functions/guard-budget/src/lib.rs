@@ -203,7 +203,7 @@ async fn reserve(
 fn cost_meanwhile<'a>(endpoints: impl Iterator<Item = &'a EndpointMeter>, longest: Seconds, now: UnixTime) -> Usd {
     const LOOKS_AHEAD: Seconds = Seconds(600);
     let until = now.after(longest).after(LOOKS_AHEAD);
-    endpoints.map(|endpoint| endpoint.cost_until(until)).sum()
+    endpoints.map(|endpoint| endpoint.cost_ahead(until)).sum()
 }
 
 /// How settling ended.

@@ -11,8 +11,8 @@ use tunesmith_contract::{
 pub fn stopped(before: &RunRecord, settled: &GuardedBudget) -> (String, String) {
     let endpoint = match before.status {
         RunStatus::Trained => {
-            "The model is trained. If the pipeline was stopped while it changed the endpoint, the endpoint may answer with a\n\
-             model that was not verified: see \"Roll back\" in docs/runbook.md."
+            "The model is trained and not live; an endpoint made for it is deleted within five minutes. If it was approved, start\n\
+             approve-deployment with its run to deploy it after all. The live model, if there is one, stays."
         }
         _ => "Training was not finished; its last checkpoint is kept. The live model, if there is one, stays.",
     };

@@ -62,6 +62,11 @@ impl Question<'_> {
         }
     }
 
+    /// Input of `approve-deployment`.
+    fn approval(&self, run: &RunId) -> String {
+        serde_json::json!({"project": self.project, "run": run, "verdict": "approve"}).to_string()
+    }
+
     /// The text.
     #[must_use]
     pub fn body(&self) -> String {
@@ -95,11 +100,14 @@ impl Question<'_> {
         }
         let rollback = self.live_run.map_or_else(
             || "Nothing is live yet. If the new endpoint fails its check, it is deleted again.".to_owned(),
-            |run| format!("{run} stays live until the new endpoint has passed its check, and again if it fails."),
+            |run| {
+                format!(
+                    "{run} stays live, on an endpoint of its own, until the new one has passed its check. If that fails, the \
+                     new one\nis deleted and {run} stays. To go back later, start approve-deployment with\n   {}",
+                    self.approval(run)
+                )
+            },
         );
-        let input = |verdict: &str| {
-            serde_json::json!({"project": self.project, "run": self.run, "verdict": verdict}).to_string()
-        };
         let _ = write!(
             text,
             "\nIf it goes wrong: {rollback}\n\n\
@@ -113,7 +121,7 @@ impl Question<'_> {
             name = self.approve_deployment_arn.rsplit(':').next().unwrap_or_default(),
             console = self.console(),
             arn = self.approve_deployment_arn,
-            approve = input("approve"),
+            approve = self.approval(self.run),
         );
         text
     }
@@ -180,6 +188,15 @@ mod tests {
         }
         assert!(!body.contains('<'), "a shell reads < as a redirection: {body}");
         assert!(question.subject().len() <= 100 && question.subject().is_ascii());
+
+        let live = "run-ba9876543210".parse().unwrap();
+        let body = Question { live_run: Some(&live), ..question.clone() }.body();
+        for part in [
+            "run-ba9876543210 stays live, on an endpoint of its own, until the new one has passed its check",
+            r#"{"project":"handbook","run":"run-ba9876543210","verdict":"approve"}"#,
+        ] {
+            assert!(body.contains(part), "{part}\n---\n{body}");
+        }
 
         let hour = Usd::from_micros(1_408_000);
         let price = EndpointPrice::Instances { instance_type: "ml.g5.xlarge".into(), count: 1, hour };

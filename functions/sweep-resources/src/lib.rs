@@ -3,8 +3,9 @@
 //! Promise: a machine without an open lease, or whose lease has expired, is terminated within one schedule interval; the
 //! pipeline that waits for it is told; the run's meter is the sum of its leases. A machine whose pipeline has ended (stopped by
 //! a person, timed out) loses its lease: it saves a checkpoint and ends, or is ended by the next round. For one run (a pipeline
-//! that is done with it): all its machines, at once.
+//! that is done with it): all its machines, at once, and its endpoint unless that is live. Endpoints: see [`endpoints`].
 
+pub mod endpoints;
 pub mod sweep;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use std::collections::BTreeSet;
 use tunesmith_aws::{
     dynamodb::{Conditional, Expression, Table},
     ec2::Ec2,
+    sagemaker::SageMaker,
     sfn::{ExecutionState, StepFunctions},
 };
 use tunesmith_contract::{
@@ -33,6 +35,8 @@ pub struct Clients {
     pub table: Table,
     /// Machines.
     pub ec2: Ec2,
+    /// Endpoints.
+    pub sagemaker: SageMaker,
     /// Pipelines that wait for machines, or have ended.
     pub step_functions: StepFunctions,
 }
@@ -86,10 +90,14 @@ pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime
         tracing::warn!(run = %lease.run, attempt = lease.attempt, machine, "lost");
     }
     let attempts = |leases: Vec<Lease>| leases.into_iter().map(|lease| lease.attempt).collect();
-    let swept =
-        SweptResources { terminated: terminate, revoked_leases: attempts(revoke), closed_leases: attempts(close) };
+    let swept = SweptResources {
+        terminated: terminate,
+        revoked_leases: attempts(revoke),
+        closed_leases: attempts(close),
+        deleted_endpoints: endpoints::sweep(input.run.as_ref(), clients, now).await?,
+    };
     tracing::info!(terminated = ?swept.terminated, revoked_leases = ?swept.revoked_leases,
-        closed_leases = ?swept.closed_leases, "swept");
+        closed_leases = ?swept.closed_leases, deleted_endpoints = ?swept.deleted_endpoints, "swept");
     Ok(swept)
 }
 

@@ -1,7 +1,7 @@
 //! Lambda function `sweep-resources`.
 
 use sweep_resources::Clients;
-use tunesmith_aws::{dynamodb::Table, ec2::Ec2, sfn::StepFunctions};
+use tunesmith_aws::{dynamodb::Table, ec2::Ec2, sagemaker::SageMaker, sfn::StepFunctions};
 use tunesmith_lambda::{Environment, RunError, now};
 
 #[tokio::main]
@@ -12,6 +12,7 @@ async fn main() -> Result<(), RunError> {
             Ok(Clients {
                 table: Table::new(&config, environment.text("TABLE")?),
                 ec2: Ec2::new(&config),
+                sagemaker: SageMaker::new(&config),
                 step_functions: StepFunctions::new(&config),
             })
         },

@@ -1,8 +1,8 @@
 //! Lambda function `verify-endpoint`: does the endpoint answer what was trained?
 //!
-//! Promise: succeeds only when the endpoint is in service with this run's configuration, its logits equal the trainer's within
-//! [`check::TOLERANCE`], and it answers a question. Still creating is [`ErrorName::EndpointNotReady`], which the state machine
-//! repeats; everything else leaves the old model live.
+//! Promise: succeeds only when the run's endpoint is in service, its logits equal the trainer's within [`check::TOLERANCE`], and
+//! it answers a question. Still creating is [`ErrorName::EndpointNotReady`], which the state machine repeats. Until this has
+//! succeeded nobody else asks the endpoint: what is live is another one.
 
 pub mod check;
 
@@ -59,7 +59,7 @@ pub async fn handle(
         .await?
         .ok_or_else(|| missing("the reference logits"))?;
     let endpoint = clients.sagemaker.describe_endpoint(&deployment.endpoint).await?;
-    let endpoint = in_service(endpoint, &deployment)?;
+    let endpoint = in_service(endpoint, &deployment.endpoint)?;
 
     let asked = json!({"kind": "logits", "tokens": reference.tokens});
     let found: Logits = ask(clients, &deployment, &asked).await?;
@@ -82,14 +82,13 @@ pub async fn handle(
     })
 }
 
-/// The endpoint, if it serves this deployment.
+/// The endpoint, if it answers.
 ///
 /// # Errors
 /// As [`handle`]. Pure.
-pub fn in_service(endpoint: Option<Endpoint>, deployment: &Deployment) -> Result<Endpoint, Failure> {
-    let endpoint = endpoint.ok_or_else(|| {
-        Failure::new(ErrorName::EndpointFailed, format!("endpoint {} does not exist", deployment.endpoint))
-    })?;
+pub fn in_service(endpoint: Option<Endpoint>, name: &str) -> Result<Endpoint, Failure> {
+    let endpoint =
+        endpoint.ok_or_else(|| Failure::new(ErrorName::EndpointFailed, format!("endpoint {name} does not exist")))?;
     match endpoint.status {
         EndpointStatus::Changing => {
             Err(Failure::new(ErrorName::EndpointNotReady, format!("endpoint {} is {}", endpoint.name, endpoint.word)))
@@ -98,14 +97,9 @@ pub fn in_service(endpoint: Option<Endpoint>, deployment: &Deployment) -> Result
             ErrorName::EndpointFailed,
             format!("endpoint {} failed: {}", endpoint.name, endpoint.failure_reason),
         )),
-        // A failed update leaves the endpoint in service with its old configuration.
-        EndpointStatus::InService if endpoint.config != deployment.config => Err(Failure::new(
-            ErrorName::EndpointFailed,
-            format!(
-                "endpoint {} went back to {} instead of changing to {}: {}",
-                endpoint.name, endpoint.config, deployment.config, endpoint.failure_reason
-            ),
-        )),
+        EndpointStatus::Deleting => {
+            Err(Failure::new(ErrorName::EndpointFailed, format!("endpoint {} is being deleted", endpoint.name)))
+        }
         EndpointStatus::InService => Ok(endpoint),
     }
 }
@@ -134,39 +128,24 @@ fn not_answered(error: AwsError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use tunesmith_contract::UnixTime;
-
     use super::*;
 
-    fn deployment() -> Deployment {
-        Deployment {
-            project: "handbook".parse().unwrap(),
-            run: "run-0123456789ab".parse().unwrap(),
-            endpoint: "tunesmith-handbook".into(),
-            model: "new".into(),
-            config: "new".into(),
-            previous_config: Some("old".into()),
-        }
-    }
-
-    fn endpoint(status: EndpointStatus, config: &str) -> Option<Endpoint> {
+    fn endpoint(status: EndpointStatus) -> Option<Endpoint> {
         Some(Endpoint {
-            name: "tunesmith-handbook".into(),
+            name: "tunesmith-handbook-0123456789ab".into(),
             word: format!("{status:?}"),
             status,
-            config: config.into(),
             failure_reason: "no memory".into(),
-            created_at: UnixTime(0),
         })
     }
 
     #[test]
-    fn only_the_new_configuration_in_service_is_verified() {
-        let name = |e| in_service(e, &deployment()).unwrap_err().name;
-        assert!(in_service(endpoint(EndpointStatus::InService, "new"), &deployment()).is_ok());
-        assert_eq!(name(endpoint(EndpointStatus::Changing, "old")), ErrorName::EndpointNotReady);
-        assert_eq!(name(endpoint(EndpointStatus::Failed, "new")), ErrorName::EndpointFailed);
-        assert_eq!(name(endpoint(EndpointStatus::InService, "old")), ErrorName::EndpointFailed);
+    fn only_an_endpoint_in_service_is_verified() {
+        let name = |e| in_service(e, "tunesmith-handbook-0123456789ab").unwrap_err().name;
+        assert!(in_service(endpoint(EndpointStatus::InService), "").is_ok());
+        assert_eq!(name(endpoint(EndpointStatus::Changing)), ErrorName::EndpointNotReady);
+        assert_eq!(name(endpoint(EndpointStatus::Failed)), ErrorName::EndpointFailed);
+        assert_eq!(name(endpoint(EndpointStatus::Deleting)), ErrorName::EndpointFailed);
         assert_eq!(name(None), ErrorName::EndpointFailed);
     }
 }

@@ -18,6 +18,7 @@ use tunesmith_aws::{
 };
 use tunesmith_contract::{
     ProjectId, Seconds, UnixTime, Usd,
+    deployment::LiveRecord,
     error_name::Failure,
     ledger::{BudgetItem, EndpointMeter, ItemKey, RunRecord},
     tasks::WatchedCosts,
@@ -71,13 +72,13 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
         problems.keep(&project, warn(clients, &spending, now, &mut watched).await);
         let mine: Vec<&EndpointMeter> = endpoints.iter().filter(|e| e.project == project).collect();
         if meter::must_stop_endpoints(item, item.limit, &mine, now) {
-            stop_endpoints(clients, &mine, &mut watched, &mut problems).await;
+            stop_endpoints(clients, &mine, now, &mut watched, &mut problems).await;
         }
     }
     if let Some((_, item)) = budgets.iter().find(|(sk, _)| sk == "ACCOUNT") {
         let all: Vec<&EndpointMeter> = endpoints.iter().collect();
         if meter::must_stop_endpoints(item, account_cap, &all, now) {
-            stop_endpoints(clients, &all, &mut watched, &mut problems).await;
+            stop_endpoints(clients, &all, now, &mut watched, &mut problems).await;
         }
         let key = ItemKey::account_budget(&month);
         let spending = Spending { key, whose: "the whole account", budget: item, used: account };
@@ -107,13 +108,19 @@ async fn charge_endpoint(
     account_cap: Usd,
     now: UnixTime,
 ) -> Result<(), Failure> {
-    let charge = endpoint.cost_until(now);
-    if charge <= Usd::ZERO {
+    if endpoint.cost_until(now) <= Usd::ZERO {
         return Ok(());
     }
-    if clients.sagemaker.describe_endpoint(&endpoint.name).await?.is_none() {
-        tracing::warn!(endpoint = endpoint.name, "deleted by somebody else: no longer metered");
-        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+    let is_there = clients.sagemaker.describe_endpoint(&endpoint.name).await?.is_some();
+    let until = match endpoint.ended_at {
+        Some(end) if !is_there => end,
+        _ if is_there => now,
+        // The meter is written before the endpoint is created: one that began just now is about to be.
+        _ if now < endpoint.metered_until.after(INTERVAL) => return Ok(()),
+        _ => return forget(clients, endpoint).await,
+    };
+    let charge = endpoint.cost_until(until);
+    if charge <= Usd::ZERO {
         return Ok(());
     }
     // A month without a reservation has no budget item yet: it is made with the limit that holds.
@@ -129,11 +136,11 @@ async fn charge_endpoint(
         .value(":limit", limit)
         .value(":charge", charge)
     };
-    let until = Expression::new("SET metered_until = :now").value(":now", now);
+    let metered = Expression::new("SET metered_until = :until").value(":until", until);
     let unchanged = Expression::new("metered_until = :before").value(":before", endpoint.metered_until);
     let month = now.month();
     let writes = vec![
-        Write::update(&ItemKey::endpoint(&endpoint.name), until).when(unchanged),
+        Write::update(&ItemKey::endpoint(&endpoint.name), metered).when(unchanged),
         Write::update(&ItemKey::budget(&endpoint.project, &month), add(endpoint.monthly_limit)),
         Write::update(&ItemKey::account_budget(&month), add(account_cap)),
     ];
@@ -142,6 +149,16 @@ async fn charge_endpoint(
         // Somebody else charged the same time, or touched the budget at this moment: the next look charges what is left.
         Transacted::ConditionFailed(_) | Transacted::Conflict => {}
     }
+    Ok(())
+}
+
+/// Ends the meter of an endpoint that somebody deleted by hand, where it was last charged; `sweep-resources` takes it away.
+async fn forget(clients: &Clients, endpoint: &EndpointMeter) -> Result<(), Failure> {
+    tracing::warn!(endpoint = endpoint.name, "deleted by somebody else: no longer metered");
+    let ended = Expression::new("SET ended_at = :until").value(":until", endpoint.metered_until);
+    let unchanged = Expression::new("attribute_not_exists(ended_at) AND metered_until = :until");
+    let key = ItemKey::endpoint(&endpoint.name);
+    let _: Conditional<EndpointMeter> = clients.table.update(&key, ended, Some(unchanged)).await?;
     Ok(())
 }
 
@@ -185,29 +202,42 @@ async fn warn(
     Ok(())
 }
 
-/// Deletes those of the endpoints that are billed by the hour.
+/// Deletes those of the endpoints that are billed by the hour and have not ended.
 async fn stop_endpoints(
     clients: &Clients,
     endpoints: &[&EndpointMeter],
+    now: UnixTime,
     watched: &mut WatchedCosts,
     problems: &mut Problems,
 ) {
-    for endpoint in endpoints.iter().filter(|e| e.instances > 0) {
+    for endpoint in endpoints.iter().filter(|e| e.is_billed_by_the_hour() && e.ended_at.is_none()) {
         if !watched.stopped.contains(&endpoint.name) {
-            let stopped = problems.keep(&endpoint.name, stop_endpoint(clients, endpoint).await);
-            watched.stopped.extend(stopped.map(|()| endpoint.name.clone()));
+            let stopped = problems.keep(&endpoint.name, stop_endpoint(clients, endpoint, now).await);
+            watched.stopped.extend(stopped.filter(|is_stopped| *is_stopped).map(|_| endpoint.name.clone()));
         }
     }
 }
 
-/// The live record goes too: the gateway then says that nothing is live, and the next pipeline deploys the run again.
-async fn stop_endpoint(clients: &Clients, endpoint: &EndpointMeter) -> Result<(), Failure> {
-    // The meter goes last: whatever dies in between, the next look finds it and does the rest. A mail that cannot be sent
-    // fails the look, and does not let the endpoint go on costing money.
+/// The live record goes too, if it names this endpoint: the gateway then says that nothing is live, and the next pipeline deploys
+/// the run again. False when another became live, or somebody deleted it, at this moment: the next look sees it.
+async fn stop_endpoint(clients: &Clients, endpoint: &EndpointMeter, now: UnixTime) -> Result<bool, Failure> {
+    // The meter's end is written after the mail: whatever dies before, the next look does it all again; what dies after is left to
+    // sweep-resources. A mail that cannot be sent fails the look, and does not let the endpoint go on costing money.
     let (subject, body) = mail::endpoint_stopped(endpoint);
     let mailed = clients.alarms.publish(&subject, &body).await;
+    let ended = Expression::new("SET ended_at = :now").value(":now", now);
+    let standing = Expression::new("attribute_exists(pk) AND attribute_not_exists(ended_at)");
+    let mut writes = vec![Write::update(&ItemKey::endpoint(&endpoint.name), ended).when(standing)];
+    let live_key = ItemKey::live(&endpoint.project);
+    let live: Option<LiveRecord> = clients.table.get(&live_key).await?;
+    if live.is_some_and(|live| live.endpoint == endpoint.name) {
+        let same = Expression::new("endpoint = :name").value(":name", &endpoint.name);
+        writes.push(Write::delete(&live_key).when(same));
+    }
+    if clients.table.transact(writes, None).await? != Transacted::Done {
+        return Ok(false);
+    }
     clients.sagemaker.delete_endpoint(&endpoint.name).await?;
-    clients.table.delete(&ItemKey::live(&endpoint.project)).await?;
-    clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
-    Ok(mailed?)
+    mailed?;
+    Ok(true)
 }

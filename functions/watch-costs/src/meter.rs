@@ -26,7 +26,7 @@ pub fn owes_mail(lease: &Lease, now: UnixTime) -> bool {
 #[must_use]
 pub fn must_stop_endpoints(budget: &BudgetItem, limit: Usd, endpoints: &[&EndpointMeter], now: UnixTime) -> bool {
     let until = now.after(Seconds(2 * INTERVAL.0));
-    let ahead: Usd = endpoints.iter().map(|endpoint| endpoint.cost_until(until)).sum();
+    let ahead: Usd = endpoints.iter().map(|endpoint| endpoint.cost_ahead(until)).sum();
     ahead > Usd::ZERO && budget.spent.saturating_add(budget.reserved).saturating_add(ahead) > limit
 }
 
@@ -106,8 +106,13 @@ mod tests {
 
     fn endpoint() -> EndpointMeter {
         EndpointMeter {
-            name: "tunesmith-handbook".into(),
+            name: "tunesmith-handbook-0123456789ab".into(),
             project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
+            deployed_at: UnixTime(100),
+            published_at: None,
+            ended_at: None,
             price_per_hour: Usd::from_micros(3_600),
             instances: 2,
             monthly_limit: Usd::ZERO,

@@ -1,5 +1,5 @@
 //! The machine room with boto3 as its client: machines run their user data with a role and a metadata service, endpoints
-//! answer and roll back, IAM refuses; and when the daemon is killed without warning, no process and no port is left.
+//! answer, or say why they failed, IAM refuses; and when the daemon is killed without warning, no process and no port is left.
 
 mod support;
 

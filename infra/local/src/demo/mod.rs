@@ -189,7 +189,7 @@ async fn walk(
 
 /// Names of stages that are shown to people, by state of the pipeline.
 fn stage_of(state: &str) -> Option<&'static str> {
-    const STAGES: [(&str, &str); 18] = [
+    const STAGES: [(&str, &str); 17] = [
         ("PrepareDataset", "prepare dataset"),
         ("IndexDocuments", "index documents"),
         ("PlanTraining", "plan training"),
@@ -203,7 +203,6 @@ fn stage_of(state: &str) -> Option<&'static str> {
         ("DeployEndpoint", "deploy endpoint"),
         ("VerifyEndpoint", "verify endpoint"),
         ("PublishModel", "publish"),
-        ("RollBackEndpoint", "roll back"),
         ("ReleaseResources", "release resources"),
         ("ReleaseBudget", "release budget"),
         ("RecordGateRefused", "record refusal"),

@@ -1,7 +1,5 @@
-//! Endpoints: each variant is a process `tunesmith-trainer serve` with its model's environment and role.
-//!
-//! An update is blue/green, as in SageMaker: the new processes must answer `/ping` before traffic moves; when they do not, the
-//! old ones stay and `FailureReason` says why.
+//! Endpoints: each variant is a process `tunesmith-trainer serve` with its model's environment and role. In service is one whose
+//! processes answer `/ping`; of one that failed, `FailureReason` says why. An endpoint is never changed, so there is no update.
 
 use std::{collections::BTreeMap, ffi::OsString, fs, path::Path, sync::Arc, time::Duration};
 
@@ -27,10 +25,8 @@ use crate::{
 /// Where an endpoint stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// First processes are starting.
+    /// Its processes are starting.
     Creating,
-    /// It answers, while new processes start.
-    Updating,
     /// It answers.
     InService,
     /// It never answered.
@@ -43,20 +39,10 @@ impl Status {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Creating => "Creating",
-            Self::Updating => "Updating",
             Self::InService => "InService",
             Self::Failed => "Failed",
         }
     }
-}
-
-/// What is asked of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// Make it.
-    Create,
-    /// Give it another configuration.
-    Update,
 }
 
 /// A running variant.
@@ -119,11 +105,11 @@ impl Endpoint {
     }
 }
 
-/// Begins to make or change an endpoint; processes start in the background.
+/// Begins to make an endpoint; processes start in the background.
 ///
 /// # Errors
 /// SageMaker's message when the request makes no sense now.
-pub fn begin(room: &Room, name: &str, config: &str, change: Change) -> Result<(), String> {
+pub fn begin(room: &Room, name: &str, config: &str, tags: Vec<Value>) -> Result<(), String> {
     let mut tables = room.tables();
     let Some(found) = tables.configs.get(config).cloned() else {
         return Err(format!(
@@ -134,36 +120,25 @@ pub fn begin(room: &Room, name: &str, config: &str, change: Change) -> Result<()
     let models: BTreeMap<String, Model> = tables.models.clone();
     let now = OffsetDateTime::now_utc();
     let endpoint_arn = super::sagemaker::arn("endpoint", name);
-    match (change, tables.endpoints.get_mut(name)) {
-        (Change::Create, Some(_)) => {
-            return Err(format!("Cannot create already existing endpoint \"{endpoint_arn}\"."));
-        }
-        (Change::Create, None) => {
-            let endpoint = Endpoint {
-                status: Status::Creating,
-                created: now,
-                tags: Vec::new(),
-                live: Arc::default(),
-                config: config.to_owned(),
-                modified: now,
-                failure: None,
-            };
-            tables.endpoints.insert(name.to_owned(), endpoint);
-        }
-        (Change::Update, None) => return Err(format!("Could not find endpoint \"{endpoint_arn}\".")),
-        (Change::Update, Some(endpoint)) if matches!(endpoint.status, Status::InService | Status::Failed) => {
-            endpoint.status = Status::Updating;
-            endpoint.failure = None;
-            endpoint.modified = now;
-        }
-        (Change::Update, Some(_)) => return Err(format!("Cannot update in-progress endpoint \"{endpoint_arn}\".")),
+    if tables.endpoints.contains_key(name) {
+        return Err(format!("Cannot create already existing endpoint \"{endpoint_arn}\"."));
     }
+    let endpoint = Endpoint {
+        status: Status::Creating,
+        created: now,
+        tags,
+        live: Arc::default(),
+        config: config.to_owned(),
+        modified: now,
+        failure: None,
+    };
+    tables.endpoints.insert(name.to_owned(), endpoint);
     drop(tables);
-    tokio::spawn(deploy(room.clone(), name.to_owned(), config.to_owned(), found, models));
+    tokio::spawn(deploy(room.clone(), name.to_owned(), now, found, models));
     Ok(())
 }
 
-async fn deploy(room: Room, name: String, config_name: String, config: Config, models: BTreeMap<String, Model>) {
+async fn deploy(room: Room, name: String, created: OffsetDateTime, config: Config, models: BTreeMap<String, Model>) {
     let mut fleet = Vec::new();
     let mut failure = None;
     for variant in config.variants {
@@ -180,38 +155,35 @@ async fn deploy(room: Room, name: String, config_name: String, config: Config, m
             }
         }
     }
-    match swap(&room, &name, config_name, fleet, failure) {
-        // Requests in flight hold the old fleet; when the last one is answered it is dropped, and its processes end.
-        Ok(old) => retire(&room, &old),
-        Err(unwanted) => stop_fleet(&room, unwanted).await,
+    // what is not in use ends: processes of an endpoint that failed, or that was deleted meanwhile
+    if let Some(unused) = settle(&room, &name, created, fleet, failure) {
+        stop_fleet(&room, unused).await;
     }
 }
 
-/// Moves the traffic to the new fleet, or keeps the old one when the new one failed. The fleet that is out of use is the
-/// result; the error is the new fleet when the endpoint was deleted meanwhile.
-fn swap(
+/// Puts the endpoint into service, or says why it failed. What is left over are processes that nobody will ask.
+fn settle(
     room: &Room,
     name: &str,
-    config_name: String,
+    created: OffsetDateTime,
     fleet: Vec<Variant>,
     failure: Option<String>,
-) -> Result<Arc<Vec<Variant>>, Vec<Variant>> {
+) -> Option<Vec<Variant>> {
     let mut tables = room.tables();
-    let Some(endpoint) = tables.endpoints.get_mut(name) else { return Err(fleet) };
+    // deleted, and perhaps made anew with processes of its own, while these were starting
+    let Some(endpoint) = tables.endpoints.get_mut(name).filter(|endpoint| endpoint.created == created) else {
+        return Some(fleet);
+    };
     endpoint.modified = OffsetDateTime::now_utc();
-    Ok(match failure {
-        None => {
-            endpoint.status = Status::InService;
-            endpoint.config = config_name;
-            std::mem::replace(&mut endpoint.live, Arc::new(fleet))
-        }
-        Some(reason) => {
-            tracing::warn!(endpoint = name, reason, "the endpoint could not be brought up");
-            endpoint.status = if endpoint.live.is_empty() { Status::Failed } else { Status::InService };
-            endpoint.failure = Some(reason);
-            Arc::new(fleet)
-        }
-    })
+    if let Some(reason) = failure {
+        tracing::warn!(endpoint = name, reason, "the endpoint could not be brought up");
+        endpoint.status = Status::Failed;
+        endpoint.failure = Some(reason);
+        return Some(fleet);
+    }
+    endpoint.status = Status::InService;
+    endpoint.live = Arc::new(fleet);
+    None
 }
 
 fn retire(room: &Room, fleet: &[Variant]) {

@@ -145,7 +145,7 @@ fn choose(room: &Room, name: &str, headers: &HeaderMap) -> Result<Call, Box<Resp
     let refuse = |status, code: &'static str, message: &str| Box::new(error(status, code, message));
     let fleet = {
         let tables = room.tables();
-        let endpoint = tables.endpoints.get(name).filter(|e| matches!(e.status, Status::InService | Status::Updating));
+        let endpoint = tables.endpoints.get(name).filter(|e| e.status == Status::InService);
         let Some(endpoint) = endpoint else {
             return Err(refuse(
                 400,

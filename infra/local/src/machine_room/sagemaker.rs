@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{
-    Room,
-    endpoints::{self, Change},
+    Room, endpoints,
     identity::{Denied, Need},
     response,
 };
@@ -101,8 +100,7 @@ pub async fn answer(room: &Room, action: &str, headers: &HeaderMap, body: &[u8])
         "DescribeEndpointConfig" => describe(room, headers, &input, "endpoint-config").await,
         "DeleteEndpointConfig" => delete(room, headers, &input, "endpoint-config").await,
         "ListEndpointConfigs" => list(room, headers, &input, "endpoint-config").await,
-        "CreateEndpoint" => change_endpoint(room, headers, &input, Change::Create).await,
-        "UpdateEndpoint" => change_endpoint(room, headers, &input, Change::Update).await,
+        "CreateEndpoint" => create_endpoint(room, headers, &input).await,
         "DescribeEndpoint" => describe(room, headers, &input, "endpoint").await,
         "DeleteEndpoint" => delete(room, headers, &input, "endpoint").await,
         "ListEndpoints" => list(room, headers, &input, "endpoint").await,
@@ -217,25 +215,18 @@ async fn create_config(room: &Room, headers: &HeaderMap, input: Value) -> Answer
     Ok(json!({"EndpointConfigArn": arn("endpoint-config", &name)}))
 }
 
-async fn change_endpoint(room: &Room, headers: &HeaderMap, input: &Value, change: Change) -> Answer {
+async fn create_endpoint(room: &Room, headers: &HeaderMap, input: &Value) -> Answer {
     let name = text(input, "EndpointName")?.to_owned();
     let config = text(input, "EndpointConfigName")?.to_owned();
-    let action = match change {
-        Change::Create => "sagemaker:CreateEndpoint",
-        Change::Update => "sagemaker:UpdateEndpoint",
-    };
+    let action = "sagemaker:CreateEndpoint";
     let context = request_tags(input);
     let needs = [
         Need { action, resource: arn("endpoint", &name), context: context.clone() },
         Need { action, resource: arn("endpoint-config", &config), context },
     ];
     room.allow(headers, &needs).await?;
-    endpoints::begin(room, &name, &config, change).map_err(Refusal::Validation)?;
-    if let Some(endpoint) = room.tables().endpoints.get_mut(&name)
-        && let Some(tags) = input["Tags"].as_array()
-    {
-        endpoint.tags.clone_from(tags);
-    }
+    let tags = input["Tags"].as_array().cloned().unwrap_or_default();
+    endpoints::begin(room, &name, &config, tags).map_err(Refusal::Validation)?;
     Ok(json!({"EndpointArn": arn("endpoint", &name)}))
 }
 

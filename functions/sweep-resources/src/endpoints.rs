@@ -1,0 +1,182 @@
+//! Endpoints that nobody needs: those of pipelines that failed or were stopped, and those that were live.
+//!
+//! Every endpoint has an [`EndpointMeter`] from before it is created until after it is deleted, so the table knows them all.
+//! Deleting begins with `ended_at`, on condition that the endpoint was not taken or published meanwhile: what has it never
+//! becomes live, and whoever finds it deletes on, however often somebody died on the way.
+
+use tunesmith_aws::{
+    dynamodb::{Conditional, Expression},
+    sfn::ExecutionState,
+};
+use tunesmith_contract::{
+    RunId, Seconds, UnixTime,
+    deployment::LiveRecord,
+    error_name::Failure,
+    ledger::{EndpointMeter, ItemKey},
+};
+
+use crate::Clients;
+
+/// An endpoint that was live stays this long after another took its place: the gateway looks up what is live for each request
+/// and gives an answer at most five minutes (its time limit), so the last one is finished by then.
+const LAST_ANSWERS: Seconds = Seconds(600);
+
+/// Step Functions may not find an execution right after its start; later, one that it does not know is over 90 days old.
+const JUST_STARTED: Seconds = Seconds(3600);
+
+/// Deletes what nobody needs: of everybody, or, for a pipeline that is done with it, of one run. The names of what was deleted.
+///
+/// # Errors
+/// The first AWS error; the other endpoints are looked at all the same. May be repeated.
+pub(crate) async fn sweep(run: Option<&RunId>, clients: &Clients, now: UnixTime) -> Result<Vec<String>, Failure> {
+    let endpoints: Vec<EndpointMeter> = clients.table.query("ENDPOINT", "").await?;
+    let (mut deleted, mut failed) = (Vec::new(), None);
+    for endpoint in endpoints.into_iter().filter(|endpoint| run.is_none_or(|run| endpoint.run == *run)) {
+        match end(&endpoint, run.is_some(), clients, now).await {
+            Ok(true) => deleted.push(endpoint.name),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(endpoint = endpoint.name, name = %error.name, message = error.message, "not deleted");
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    failed.map_or(Ok(deleted), Err)
+}
+
+/// Whether the endpoint had to be, and was, deleted.
+async fn end(endpoint: &EndpointMeter, is_done: bool, clients: &Clients, now: UnixTime) -> Result<bool, Failure> {
+    let mut endpoint = endpoint.clone();
+    if endpoint.ended_at.is_none() {
+        let live: Option<LiveRecord> = clients.table.get(&ItemKey::live(&endpoint.project)).await?;
+        let pipeline = match is_done {
+            true => ExecutionState::Ended,
+            false => clients.step_functions.describe_execution(&endpoint.execution).await?,
+        };
+        if is_needed(&endpoint, live.as_ref(), pipeline, now) || !claim(&endpoint, clients, now).await? {
+            return Ok(false);
+        }
+        endpoint.ended_at = Some(now);
+    }
+    clients.sagemaker.delete_endpoint(&endpoint.name).await?;
+    clients.sagemaker.delete_endpoint_config(&endpoint.name).await?;
+    clients.sagemaker.delete_model(&endpoint.name).await?;
+    // One that is billed by the hour is forgotten in a later round: watch-costs charges it up to its end first.
+    if endpoint.is_settled() {
+        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
+    }
+    tracing::warn!(endpoint = endpoint.name, run = %endpoint.run, execution = endpoint.execution, "deleted");
+    Ok(true)
+}
+
+/// Whether anybody may still ask the endpoint, or is about to make it live.
+#[must_use]
+pub fn is_needed(endpoint: &EndpointMeter, live: Option<&LiveRecord>, pipeline: ExecutionState, now: UnixTime) -> bool {
+    let is_live = live.is_some_and(|live| live.endpoint == endpoint.name);
+    let is_answering = endpoint.published_at.is_some() && live.is_some_and(|live| now < live.since.after(LAST_ANSWERS));
+    let is_deploying = match pipeline {
+        ExecutionState::Running => true,
+        ExecutionState::Unknown => now < endpoint.deployed_at.after(JUST_STARTED),
+        ExecutionState::Ended => false,
+    };
+    is_live || is_answering || is_deploying
+}
+
+/// Begins the end of an endpoint, unless somebody deploys or publishes it at this moment.
+async fn claim(endpoint: &EndpointMeter, clients: &Clients, now: UnixTime) -> Result<bool, Failure> {
+    let published = match endpoint.published_at {
+        Some(_) => "published_at = :published",
+        None => "attribute_not_exists(published_at)",
+    };
+    let unchanged =
+        Expression::new(format!("#execution = :execution AND attribute_not_exists(ended_at) AND {published}"))
+            .name("#execution", "execution")
+            .value(":execution", &endpoint.execution);
+    let unchanged = match endpoint.published_at {
+        Some(at) => unchanged.value(":published", at),
+        None => unchanged,
+    };
+    let ended = Expression::new("SET ended_at = :now").value(":now", now);
+    let key = ItemKey::endpoint(&endpoint.name);
+    let claimed = clients.table.update::<EndpointMeter>(&key, ended, Some(unchanged)).await?;
+    Ok(matches!(claimed, Conditional::Done(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::Usd;
+
+    use super::*;
+
+    fn endpoint(published_at: Option<UnixTime>) -> EndpointMeter {
+        EndpointMeter {
+            name: "tunesmith-handbook-0123456789ab".into(),
+            project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
+            deployed_at: UnixTime(1_000),
+            published_at,
+            ended_at: None,
+            price_per_hour: Usd::ZERO,
+            instances: 0,
+            monthly_limit: Usd::ZERO,
+            metered_until: UnixTime(1_000),
+        }
+    }
+
+    fn live(endpoint: &str, since: i64) -> LiveRecord {
+        LiveRecord {
+            run: "run-ba9876543210".parse().unwrap(),
+            endpoint: endpoint.into(),
+            replaces: None,
+            index: "ix-0123456789abcdef".parse().unwrap(),
+            since: UnixTime(since),
+            retrieved_passages: 0,
+            requests_per_minute: 1,
+            tokens_per_day: 1,
+        }
+    }
+
+    fn needed(endpoint: &EndpointMeter, live: Option<&LiveRecord>, pipeline: ExecutionState, now: i64) -> bool {
+        is_needed(endpoint, live, pipeline, UnixTime(now))
+    }
+
+    #[test]
+    fn the_live_endpoint_is_never_swept_away() {
+        let endpoint = endpoint(Some(UnixTime(2_000)));
+        let live = live(&endpoint.name, 2_000);
+        for pipeline in [ExecutionState::Running, ExecutionState::Ended, ExecutionState::Unknown] {
+            assert!(needed(&endpoint, Some(&live), pipeline, 900_000_000), "{pipeline:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_was_live_gives_its_last_answers_and_then_goes() {
+        let endpoint = endpoint(Some(UnixTime(2_000)));
+        let live = live("tunesmith-handbook-ba9876543210", 5_000);
+        assert!(needed(&endpoint, Some(&live), ExecutionState::Ended, 5_599));
+        assert!(!needed(&endpoint, Some(&live), ExecutionState::Ended, 5_600));
+        assert!(!needed(&endpoint, Some(&live), ExecutionState::Unknown, 5_600), "its pipeline is over 90 days old");
+    }
+
+    #[test]
+    fn an_endpoint_that_was_never_live_goes_with_its_pipeline() {
+        let endpoint = endpoint(None);
+        let live = live("tunesmith-handbook-ba9876543210", 1_000);
+        for live in [None, Some(&live)] {
+            assert!(needed(&endpoint, live, ExecutionState::Running, 900_000_000));
+            assert!(!needed(&endpoint, live, ExecutionState::Ended, 1_001));
+            assert!(needed(&endpoint, live, ExecutionState::Unknown, 1_001), "it may have started this moment");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_billed_by_the_hour_is_forgotten_when_it_is_charged_to_its_end() {
+        let serverless = EndpointMeter { ended_at: Some(UnixTime(3_000)), ..endpoint(None) };
+        assert!(serverless.is_settled());
+        let billed = EndpointMeter { instances: 1, price_per_hour: Usd::from_micros(1), ..serverless };
+        assert!(!billed.is_settled());
+        assert!(EndpointMeter { metered_until: UnixTime(3_000), ..billed }.is_settled());
+        assert!(!endpoint(None).is_settled(), "it stands");
+    }
+}
