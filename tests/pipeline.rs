@@ -489,8 +489,7 @@ fn what_cannot_be_read_keeps_no_alarm_from_being_mailed() {
         let project = cloud.budget_with("isolated", 1_000_000, 600_000).await;
         let broken = ItemKey::endpoint("tunesmith-broken");
         cloud.put_item(&broken, &json!({"name": 5})).await;
-        let told = cloud.watch_costs_fails().await;
-        let mail = cloud.mail(&format!("50 % of this month's budget of {project}")).await;
+        let (told, mail) = cloud.failing_looks_mail(&format!("50 % of this month's budget of {project}")).await;
         cloud.delete_item(&broken).await;
         assert!(told.contains("endpoints: ") && told.contains("everything else was done"), "{told}");
         assert!(mail.text.contains("$0.60 of $1.00"), "{}", mail.text);

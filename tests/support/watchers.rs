@@ -19,12 +19,14 @@ impl Cloud {
         .await
     }
 
-    /// Runs `watch-costs` until it fails for a reason of its own; what it says.
-    pub async fn watch_costs_fails(&self) -> String {
-        until("watch-costs fails", async || {
+    /// Lets `watch-costs` look until a look that failed for a reason of its own has mailed this; what it said, and the mail. One
+    /// that dies after claiming an alarm leaves it to one two minutes later.
+    pub async fn failing_looks_mail(&self, subject: &str) -> (String, Mail) {
+        until(&format!("watch-costs fails and mails {subject:?}"), async || {
             let answer = self.aws().invoke("tunesmith-watch-costs", &json!({})).await.ok()?;
-            let crashed = answer["errorType"].as_str()?.starts_with("Runtime.");
-            (!crashed).then(|| answer["errorMessage"].to_string())
+            let died = answer["errorType"].as_str()?.starts_with("Runtime.");
+            let mail = self.mails().into_iter().find(|mail| mail.subject.contains(subject))?;
+            (!died).then(|| (answer["errorMessage"].to_string(), mail))
         })
         .await
     }
