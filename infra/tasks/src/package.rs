@@ -37,10 +37,16 @@ pub fn package(root: &Path, only: &[String]) -> Result<()> {
     }
     let cargo_lambda = venv.join("bin/cargo-lambda");
     let path = format!("{}:{}", venv.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+    // One build for all: each by itself would select other features of shared crates, and compile the AWS SDKs again. Without cargo
+    // lambda's own "optimizations", which would replace `panic = "unwind"`: a panic must become a typed error.
+    let mut args = vec!["lambda", "build", "--release", "--arm64", "--disable-optimizations", "--output-format", "zip"];
+    args.extend(functions.iter().flat_map(|name| ["--package", name.as_str()]));
+    let program = cargo_lambda.to_str().context("the project's path is not UTF-8")?;
+    // Graviton 2, the oldest that Lambda has
+    let environment =
+        [("PATH", path.as_str()), ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-cpu=neoverse-n1")];
+    crate::step::run_with("functions", root, program, &args, &environment, "see the compiler's message above")?;
     for name in &functions {
-        let args = ["lambda", "build", "--release", "--arm64", "--output-format", "zip", "--package", name.as_str()];
-        let program = cargo_lambda.to_str().context("the project's path is not UTF-8")?;
-        crate::step::run_with(name, root, program, &args, &[("PATH", &path)], "see the compiler's message above")?;
         let built = root.join(format!("target/lambda/{name}/bootstrap.zip"));
         let wanted = root.join(format!("target/lambda/{name}.zip"));
         fs::copy(&built, &wanted).with_context(|| format!("{} was not built", built.display()))?;
