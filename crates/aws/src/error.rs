@@ -38,6 +38,8 @@ impl AwsError {
             ErrorName::AccessDenied
         } else if MISSING.contains(&code) {
             ErrorName::NotFound
+        } else if LIMITED.contains(&code) {
+            ErrorName::QuotaExceeded
         } else {
             ErrorName::Internal
         }
@@ -98,6 +100,8 @@ const DENIED: [&str; 6] = [
     "AuthFailure",
     "Forbidden",
 ];
+/// Codes by which services say that the account's quota does not allow it.
+const LIMITED: [&str; 2] = ["ResourceLimitExceeded", "ServiceQuotaExceededException"];
 /// Codes by which services say that something is not there.
 const MISSING: [&str; 8] = [
     "NoSuchKey",
@@ -148,6 +152,7 @@ mod tests {
             ("UnauthorizedOperation", false, ErrorName::AccessDenied),
             ("NoSuchKey", false, ErrorName::NotFound),
             ("ResourceNotFoundException", false, ErrorName::NotFound),
+            ("ResourceLimitExceeded", false, ErrorName::QuotaExceeded),
             ("SlowDown", true, ErrorName::ServiceUnavailable),
             (AwsError::TIMEOUT, true, ErrorName::ServiceUnavailable),
             ("ValidationException", false, ErrorName::Internal),

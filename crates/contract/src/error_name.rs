@@ -51,7 +51,7 @@ error_names! {
     UnknownBaseModel, false, "The base model is neither in models/ of the workspace bucket nor loadable.", "Upload the model's files to models/<name>/ or correct base_model in project.toml.";
     BudgetMissing, false, "The project has no budget.", "Set budget.monthly_limit_usd in project.toml.";
     BudgetExceeded, false, "The quote does not fit into what is left of the budget.", "Raise budget.monthly_limit_usd, choose a smaller model or fewer epochs, or wait for the next month.";
-    QuotaExceeded, false, "The account's quota for this instance family is too small.", "Ask for a higher quota in the Service Quotas console, or allow other instances in project.toml.";
+    QuotaExceeded, false, "A quota of the account is too small.", "Ask for a higher quota in the Service Quotas console; or allow other instances, or lower serving.memory_mb, in project.toml.";
     NoCapacity, true, "AWS has no free machine of the allowed instance types.", "Nothing to do: the pipeline tries again; allow more instance types to be faster.";
     SpotInterrupted, true, "AWS took the spot machine back; training was checkpointed.", "Nothing to do: the pipeline resumes from the last checkpoint.";
     MachineLost, true, "The training machine stopped reporting.", "Nothing to do: the pipeline resumes from the last checkpoint; see the machine's log if it repeats.";

@@ -182,7 +182,7 @@ mod tests {
             "https://us-east-1.console.aws.amazon.com/states/home?region=us-east-1#/statemachines/view/arn:aws:states:us-east-1:123456789012:stateMachine:tunesmith-approve-deployment\n",
             "--state-machine-arn arn:aws:states:us-east-1:123456789012:stateMachine:tunesmith-approve-deployment \\\n",
             "silence means no",
-            "nothing is billed while nobody asks; an hour of answering costs $0.288000",
+            "nothing is billed while nobody asks; an hour of answering costs $0.288",
         ] {
             assert!(body.contains(part), "{part}\n---\n{body}");
         }

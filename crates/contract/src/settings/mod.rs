@@ -163,8 +163,8 @@ settings! {
     ServingSettings {
         /// `serverless` or `instance`.
         mode: ServingMode = ServingMode::Serverless,
-        /// Memory of a serverless endpoint: 1024, 2048, 3072, 4096, 5120 or 6144 MB.
-        memory_mb: u32 = 4096,
+        /// Memory of a serverless endpoint: 1024, 2048, 3072, 4096, 5120 or 6144 MB. New AWS accounts have a limit of 3072.
+        memory_mb: u32 = 3072,
         /// Most concurrent requests of a serverless endpoint.
         max_concurrency: u32 = 5,
         /// Instance type in mode `instance`.
