@@ -133,6 +133,7 @@ fn every_invalid_fixture_is_refused() {
 /// Reads what a person, an upload or a schedule starts a state machine with: `{state machine}.{case}.json`.
 fn start(name: &str, value: &Value) -> Result<(), String> {
     match name.split('.').next().unwrap() {
+        "training-pipeline" if name.ends_with(".deploy-again") => is::<tasks::DeployAgainInput>(value),
         "training-pipeline" => is::<tasks::PipelineInput>(value),
         "approve-deployment" => is::<tasks::AnswerApprovalInput>(value),
         other => panic!("no state machine {other}"),

@@ -321,7 +321,7 @@ fn a_quantised_base_is_trained_evaluated_and_served_alike_and_merged_as_it_is() 
 
     let export = json!({"base": {"name": "tunesmith-mini", "folder": fixture.path("base")}, "adapter": fixture.path("qlora/adapter"),
         "format": "merged-safetensors", "output": fixture.path("qlora-merged")});
-    let done = fixture.trainer("export", &fixture.write_job("qlora-merged.json", &export)).output().unwrap();
+    let done = fixture.trainer("export", &fixture.write_export("qlora-merged.json", &export)).output().unwrap();
     assert!(done.status.success(), "{}", text(&done.stderr));
     let merged = Decoder::load(&fixture.path("qlora-merged")).unwrap();
     let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();

@@ -257,7 +257,7 @@ fn the_account_limits_all_projects_together() {
     let mut books =
         Books { account: Some(BudgetItem { spent: usd(499_999_950), ..BudgetItem::default() }), ..Books::default() };
     let error = books.reserve(&run(1), "e1", usd(100), Owner::Alive, LIMITS).unwrap_err().to_string();
-    assert!(error.contains("the account") && error.contains("$0.000050 is left"), "{error}");
+    assert!(error.contains("the account") && error.contains("$0.00005 is left"), "{error}");
     assert_eq!(books.project, None);
 }
 

@@ -54,7 +54,7 @@ fn a_missing_shard_is_named() {
     let folder = copy_of("linear-f16-sharded");
     load(&folder).unwrap();
     fs::remove_file(folder.path().join("model-00003-of-00004.safetensors")).unwrap();
-    let error = refused(load(&folder), &["model-00003-of-00004.safetensors", "index.json names", "fetch it again"]);
+    let error = refused(load(&folder), &["model-00003-of-00004.safetensors", "index.json wants", "fetch it again"]);
     assert!(matches!(error, ModelError::MissingShard { .. }), "{error:?}");
 
     let folder = copy_of("gqa-tied");

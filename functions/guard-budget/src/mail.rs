@@ -83,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pipeline_that_was_stopped_after_training_may_have_changed_the_endpoint() {
-        assert!(mail(RunStatus::Trained).1.contains("not verified"));
-        assert!(!mail(RunStatus::Reserved).1.contains("not verified"));
+    fn a_pipeline_that_was_stopped_after_training_says_how_to_deploy_it_after_all() {
+        assert!(mail(RunStatus::Trained).1.contains("approve-deployment with its run"));
+        assert!(!mail(RunStatus::Reserved).1.contains("approve-deployment"));
     }
 }

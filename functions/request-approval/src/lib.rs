@@ -217,7 +217,7 @@ mod tests {
         let hour = Usd::from_micros(1_408_000);
         let instances = EndpointPrice::Instances { instance_type: "ml.g5.xlarge".into(), count: 1, hour };
         let [an_hour, a_month] = shown(&instances);
-        assert_eq!(an_hour, "$1.4080 Endpoint, an hour (1 ml.g5.xlarge), asked or not");
+        assert_eq!(an_hour, "$1.408 Endpoint, an hour (1 ml.g5.xlarge), asked or not");
         assert_eq!(a_month, "$1027.84 Endpoint, a month (730 hours), asked or not");
         let [idle, _] = shown(&EndpointPrice::Serverless { answering_hour: Usd::from_micros(288_000) });
         assert_eq!(idle, "$0.00 Endpoint while nobody asks: nothing is billed");

@@ -202,7 +202,7 @@ mod tests {
         let price = EndpointPrice::Instances { instance_type: "ml.g5.xlarge".into(), count: 1, hour };
         let body = Question { price: &price, ..question }.body();
         assert!(
-            body.contains("$1.4080 an hour, $1027.84 a month (730 hours) for 1 ml.g5.xlarge, asked or not"),
+            body.contains("$1.408 an hour, $1027.84 a month (730 hours) for 1 ml.g5.xlarge, asked or not"),
             "{body}"
         );
     }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tunesmith_contract::{
     DocumentId,
     documents::{Example, Message, Role},
-    job::TrainJob,
+    job::{ExportJob, TrainJob},
 };
 
 /// A folder with dataset, base model and jobs; deleted at the end.
@@ -61,6 +61,14 @@ impl Fixture {
             "training": {"rank": 4, "alpha": 8.0, "epochs": 3, "batch_size": 3, "accumulation": 2, "sequence_length": 96,
                          "learning_rate": 0.005, "checkpoint_every": 2}
         })
+    }
+
+    /// The job of an export, as a file.
+    pub fn write_export(&self, name: &str, job: &Value) -> PathBuf {
+        serde_json::from_value::<ExportJob>(job.clone()).expect("a job of the contract");
+        let path = self.path(name);
+        fs::write(&path, job.to_string()).unwrap();
+        path
     }
 
     pub fn write_job(&self, name: &str, job: &Value) -> PathBuf {

@@ -105,8 +105,11 @@ impl Decoder {
 
     /// Negative log-likelihood in nats of every row's target; 0 where there is none.
     pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
-        let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
-        cross_entropy::forward(&hidden, &self.head, batch.targets())
+        // inside the pool, as a step
+        rayon::scope(|_| {
+            let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
+            cross_entropy::forward(&hidden, &self.head, batch.targets())
+        })
     }
 
     /// Losses and the gradients of `scale · Σ losses` for every tensor of the adapter.
