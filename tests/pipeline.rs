@@ -260,7 +260,7 @@ fn requests_a_minute_hold_for_requests_at_the_same_time() {
         let live = LiveRecord {
             run: "run-0123456789ab".parse().unwrap(),
             endpoint: "tunesmith-nothing-there".into(),
-            replaces: None,
+            replaces: Some("run-ba9876543210".parse().unwrap()),
             index: "ix-0123456789abcdef".parse().unwrap(),
             since: UnixTime(0),
             retrieved_passages: 0,
