@@ -39,7 +39,8 @@ pub fn package(root: &Path, only: &[String]) -> Result<()> {
     let path = format!("{}:{}", venv.join("bin").display(), std::env::var("PATH").unwrap_or_default());
     // One build for all: each by itself would select other features of shared crates, and compile the AWS SDKs again. Without cargo
     // lambda's own "optimizations", which would replace `panic = "unwind"`: a panic must become a typed error.
-    let mut args = vec!["lambda", "build", "--release", "--arm64", "--disable-optimizations", "--output-format", "zip"];
+    let mut args =
+        vec!["lambda", "build", "--profile", "lambda", "--arm64", "--disable-optimizations", "--output-format", "zip"];
     args.extend(functions.iter().flat_map(|name| ["--package", name.as_str()]));
     let program = cargo_lambda.to_str().context("the project's path is not UTF-8")?;
     // Graviton 2, the oldest that Lambda has

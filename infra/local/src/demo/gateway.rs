@@ -66,7 +66,12 @@ impl Streamed {
     fn line(&mut self, line: &str) -> Option<String> {
         let chunk: Value = serde_json::from_str(line.strip_prefix("data:")?.trim()).ok()?;
         if let Some(list) = chunk["sources"].as_array() {
-            self.sources = list.iter().map(source_line).collect();
+            for source in list.iter().map(source_line) {
+                // several passages may come from one section
+                if !self.sources.contains(&source) {
+                    self.sources.push(source);
+                }
+            }
         }
         let piece = chunk["choices"][0]["delta"]["content"].as_str()?.to_owned();
         self.text.push_str(&piece);
@@ -145,7 +150,7 @@ mod tests {
     fn a_stream_is_put_together_with_its_sources() {
         let mut streamed = Streamed::default();
         assert_eq!(streamed.line(r#"data: {"choices":[{"delta":{"content":"28 "}}]}"#).as_deref(), Some("28 "));
-        streamed.line(r#"data: {"choices":[{"delta":{"content":"days"}}],"sources":[{"path":"a.pdf","page":3,"headings":["Leave"]}]}"#);
+        streamed.line(r#"data: {"choices":[{"delta":{"content":"days"}}],"sources":[{"path":"a.pdf","page":3,"headings":["Leave"]},{"path":"a.pdf","page":3,"headings":["Leave"]}]}"#);
         assert_eq!(streamed.line("data: [DONE]"), None);
         assert_eq!(streamed.text, "28 days");
         assert_eq!(streamed.sources, ["a.pdf, page 3 (Leave)"]);

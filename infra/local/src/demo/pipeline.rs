@@ -162,7 +162,10 @@ impl Follower {
                 (details["error"].as_str().unwrap_or_default(), details["cause"].as_str().unwrap_or_default());
             let inner: Value = serde_json::from_str(cause).unwrap_or(Value::Null);
             let cause = inner["errorMessage"].as_str().unwrap_or(cause);
-            stages.say(&format!("{:<22} {} failed: {error}: {cause}", "", self.current));
+            match error {
+                "EndpointNotReady" => stages.say(&format!("{:<22} waiting: {cause}", "")),
+                _ => stages.say(&format!("{:<22} {} failed: {error}: {cause}", "", self.current)),
+            }
         }
     }
 
