@@ -162,8 +162,9 @@ def train(model, lora, folder, seed):
     write_logits(model, folder / "adapted.safetensors", seed + 1)
     for card in folder.glob("*/README.md"):
         card.unlink()
-    for path in folder.glob("*/adapter_config.json"):  # peft writes a set in any order
+    for path in folder.glob("*/adapter_config.json"):  # peft writes a set in any order, and the folder it read
         config = json.loads(path.read_text())
+        config["base_model_name_or_path"] = folder.parent.name
         config["target_modules"].sort()
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
