@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Time everything has to end: the guards give their processes eight seconds.
-const STOP_SECONDS: u64 = 20;
+const STOP_SECONDS: u64 = 30;
 
 /// A daemon started by this process. Dropping it ends the daemon, unless it was told to [`Daemon::keep`] going.
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 //! forked ends, and it does not reach grandchildren such as the emulator's Lambda processes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs,
     path::PathBuf,
@@ -159,19 +159,19 @@ pub async fn run(command: Vec<OsString>) -> ExitCode {
 }
 
 async fn end_descendants(child: &mut Child) {
-    for pid in descendants() {
-        let _ = kill_process(pid, Signal::TERM);
-    }
     let deadline = Instant::now() + GRACE;
+    let mut told = BTreeSet::new();
     loop {
         let _ = child.try_wait();
-        let left = descendants();
+        let left = all_descendants();
         if left.is_empty() {
             return;
         }
-        if Instant::now() >= deadline {
-            for pid in left {
-                let _ = kill_process(pid, Signal::KILL);
+        // Each is told once, also what the emulator starts anew for a function that has just been told.
+        let kill = Instant::now() >= deadline;
+        for pid in left {
+            if kill || told.insert(pid.as_raw_nonzero()) {
+                let _ = kill_process(pid, if kill { Signal::KILL } else { Signal::TERM });
             }
         }
         sleep(Duration::from_millis(20)).await;
@@ -184,21 +184,25 @@ pub fn adopt_orphans() {
     let _ = set_child_subreaper(Some(getpid()));
 }
 
-/// Waits until this process has no descendant left (their owners have been dropped); after `limit`, kills what is there.
-/// Returns what had to be killed.
+/// Waits until this process has no descendant left (their owners have been dropped); after `limit`, kills what is there
+/// and waits until it is gone. Returns what had to be killed.
 pub async fn no_guards_left(limit: Duration) -> Vec<u32> {
     let deadline = Instant::now() + limit;
-    while Instant::now() < deadline {
-        if descendants().is_empty() {
-            return Vec::new();
+    let mut killed = BTreeSet::new();
+    while Instant::now() < deadline + GRACE {
+        let left = all_descendants();
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            for pid in left {
+                let _ = kill_process(pid, Signal::KILL);
+                killed.extend(u32::try_from(pid.as_raw_nonzero().get()));
+            }
         }
         sleep(Duration::from_millis(20)).await;
     }
-    let left = descendants();
-    for pid in &left {
-        let _ = kill_process(*pid, Signal::KILL);
-    }
-    left.iter().filter_map(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()).collect()
+    killed.into_iter().collect()
 }
 
 /// Collects children that were given to this process by their dying parents.
@@ -206,30 +210,32 @@ fn reap() {
     while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
 }
 
-/// Every living descendant of this process.
+/// Every living descendant of this process. None means none: one look misses a child that was begun after its parent's folder
+/// was listed, when the parent ended before it was read, so that an empty look is repeated.
+fn all_descendants() -> Vec<Pid> {
+    let found = descendants();
+    if found.is_empty() { descendants() } else { found }
+}
+
 fn descendants() -> Vec<Pid> {
-    let mut parents: BTreeMap<i32, i32> = BTreeMap::new();
+    let mut processes = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        if let Some((state, parent)) = state_and_parent(&stat)
-            && state != 'Z'
-        {
-            parents.insert(pid, parent);
-        }
+        processes.extend(state_and_parent(&stat).map(|found| (pid, found)));
     }
-    let own = getpid().as_raw_nonzero().get();
-    let is_ours = |mut pid: i32| {
-        for _ in 0..64 {
-            match parents.get(&pid) {
-                Some(&parent) if parent == own => return true,
-                Some(&parent) => pid = parent,
-                None => return false,
-            }
-        }
-        false
+    living_below(getpid().as_raw_nonzero().get(), &processes).into_iter().filter_map(Pid::from_raw).collect()
+}
+
+/// Those of `processes` (state and parent by process id) that live and descend from `own`. A zombie still is a parent: when a
+/// process with many threads is killed, its first thread is a zombie while others hold the children.
+fn living_below(own: i32, processes: &BTreeMap<i32, (char, i32)>) -> Vec<i32> {
+    let is_ours = |pid: i32| {
+        let above = std::iter::successors(Some(pid), |pid| processes.get(pid).map(|&(_, parent)| parent));
+        above.skip(1).take(64).any(|ancestor| ancestor == own)
     };
-    parents.keys().copied().filter(|pid| is_ours(*pid)).filter_map(Pid::from_raw).collect()
+    let living = processes.iter().filter(|(_, (state, _))| *state != 'Z').map(|(&pid, _)| pid);
+    living.filter(|&pid| is_ours(pid)).collect()
 }
 
 /// Fields 3 and 4 of `/proc/{pid}/stat`; the name in field 2 may hold spaces and parentheses.
@@ -247,5 +253,19 @@ mod tests {
     fn a_process_name_with_parentheses_does_not_confuse_the_parser() {
         assert_eq!(state_and_parent("12 (a) b (c) S 7 12 12 0"), Some(('S', 7)));
         assert_eq!(state_and_parent("garbage"), None);
+    }
+
+    #[test]
+    fn children_of_a_zombie_are_descendants() {
+        let processes = BTreeMap::from([
+            (10, ('S', 1)),
+            (11, ('Z', 10)),
+            (12, ('S', 11)),
+            (13, ('R', 12)),
+            (20, ('S', 1)),
+            (21, ('S', 20)),
+        ]);
+        assert_eq!(living_below(10, &processes), [12, 13]);
+        assert_eq!(living_below(13, &processes), Vec::<i32>::new());
     }
 }

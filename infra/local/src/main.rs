@@ -187,7 +187,7 @@ async fn interruptible(work: impl Future<Output = Result<(), LocalError>>) -> Re
     };
     if result.is_err() {
         // The work was dropped, and with it the daemon's lifeline: wait until the daemon has ended everything.
-        guard::no_guards_left(Duration::from_secs(15)).await;
+        guard::no_guards_left(Duration::from_secs(30)).await;
     }
     result
 }
