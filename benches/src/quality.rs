@@ -22,7 +22,7 @@ pub struct Quality {
     /// File of the task.
     data: PathBuf,
     /// How to train.
-    config: TrainingConfig,
+    config: Box<TrainingConfig>,
 }
 
 /// The file of a task.
@@ -58,7 +58,7 @@ impl Quality {
         let model = Arc::new(Decoder::load_quantised(&self.model, self.config.quantization)?);
         let test = dataset(task.test)?;
         let base = perplexity(&model, None, &test)?;
-        let mut trainer = Trainer::new(self.config, Arc::clone(&model), dataset(task.train)?)?;
+        let mut trainer = Trainer::new(*self.config, Arc::clone(&model), dataset(task.train)?)?;
         let (start, mut last_loss) = (Instant::now(), f64::NAN);
         while !trainer.is_complete() {
             last_loss = trainer.step()?.loss;
@@ -94,12 +94,7 @@ fn perplexity(model: &Decoder, adapter_opt: Option<&Adapter>, test: &Dataset) ->
 }
 
 /// Share of the questions whose greedy answer is the wanted one, its end included; `None` without questions.
-fn score(
-    model: &Decoder,
-    adapter: &Adapter,
-    questions: &[Question],
-    end: u32,
-) -> Result<Option<f64>, Box<dyn Error>> {
+fn score(model: &Decoder, adapter: &Adapter, questions: &[Question], end: u32) -> Result<Option<f64>, Box<dyn Error>> {
     let mut right = 0;
     for Question { prompt, answer } in questions {
         right += usize::from(greedy(model, adapter, prompt, answer.len(), end)? == *answer);
@@ -108,13 +103,7 @@ fn score(
 }
 
 /// The most likely tokens up to `end`, at most `most`.
-fn greedy(
-    model: &Decoder,
-    adapter: &Adapter,
-    prompt: &[u32],
-    most: usize,
-    end: u32,
-) -> Result<Vec<u32>, ModelError> {
+fn greedy(model: &Decoder, adapter: &Adapter, prompt: &[u32], most: usize, end: u32) -> Result<Vec<u32>, ModelError> {
     let (mut cache, mut answer) = (model.new_cache(), Vec::new());
     let mut logits = model.advance(&mut cache, prompt, Some(adapter))?;
     while answer.len() < most && answer.last() != Some(&end) {
