@@ -1,7 +1,7 @@
 //! The limit of this month as `project.toml` says it now. A reservation reads it anyway; this takes it over between reservations,
 //! so that a raised limit holds for alarms and endpoints although nothing new is trained.
 
-use tunesmith_aws::dynamodb::Transacted;
+use tunesmith_aws::{dynamodb::Transacted, s3::Fetched};
 use tunesmith_budget::{BudgetChange, with_limit};
 use tunesmith_contract::{
     ProjectId, ProjectSettings, S3Uri,
@@ -11,6 +11,9 @@ use tunesmith_contract::{
 };
 
 use crate::{Clients, Settings, transaction};
+
+/// Many times a `project.toml` with every setting.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// Writes the limit of the uploaded `project.toml` into the project's budget, if it is another one.
 ///
@@ -24,8 +27,9 @@ pub(crate) async fn take_over(
     settings: &Settings,
 ) -> Result<(), Failure> {
     let uri = S3Uri::new(&settings.storage.documents_bucket, uploads::settings(project));
-    let uploaded = clients.s3.get_text(&uri).await?;
-    let Some(change) = change(item, uploaded.as_deref()) else { return Ok(()) };
+    // what is no text, or far too large for settings, is a wrong file like any other
+    let Fetched::Bytes(bytes) = clients.s3.get(&uri, MOST_BYTES).await? else { return Ok(()) };
+    let Some(change) = change(item, std::str::from_utf8(&bytes).ok()) else { return Ok(()) };
     let write = transaction::budget(&ItemKey::budget(project, month), &change);
     match clients.table.transact(vec![write], None).await? {
         Transacted::Done => {

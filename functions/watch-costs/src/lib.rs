@@ -72,7 +72,7 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
         let runs: Vec<_> = runs.into_iter().filter(|r| r.month == month).collect();
         let used = meter::used(item, &runs);
         account = account.saturating_add(used);
-        let spending = Spending { key: ItemKey::budget(&project, &month), whose: project.as_str(), budget: item, used };
+        let spending = Spending { key: ItemKey::budget(&project, &month), project: Some(&project), budget: item, used };
         problems.keep(&project, warn(clients, &spending, now, &mut watched).await);
         let mine: Vec<&EndpointMeter> = endpoints.iter().filter(|e| e.project == project).collect();
         if meter::must_stop_endpoints(item, item.limit, &mine, now) {
@@ -85,7 +85,7 @@ pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Resul
             stop_endpoints(clients, &all, now, &mut watched, &mut problems).await;
         }
         let key = ItemKey::account_budget(&month);
-        let spending = Spending { key, whose: "the whole account", budget: item, used: account };
+        let spending = Spending { key, project: None, budget: item, used: account };
         problems.keep("account", warn(clients, &spending, now, &mut watched).await);
     }
     tracing::info!(machines = watched.machines, alarms = ?watched.alarms, stopped = ?watched.stopped, used = %account,
@@ -166,10 +166,10 @@ async fn forget(clients: &Clients, endpoint: &EndpointMeter) -> Result<(), Failu
     Ok(())
 }
 
-/// What somebody has spent this month.
+/// What somebody has spent this month; without a project all of them together.
 struct Spending<'a> {
     key: ItemKey,
-    whose: &'a str,
+    project: Option<&'a ProjectId>,
     budget: &'a BudgetItem,
     used: Usd,
 }
@@ -180,7 +180,7 @@ async fn warn(
     now: UnixTime,
     watched: &mut WatchedCosts,
 ) -> Result<(), Failure> {
-    let Spending { key, whose, budget, used } = spending;
+    let Spending { key, project, budget, used } = spending;
     for percent in meter::due_alarms(budget, *used) {
         // Whoever claims the threshold sends the mail and then adds it to the list; a second caller finds the claim.
         let claimed = format!("alarm_{percent}_claimed_at");
@@ -193,14 +193,14 @@ async fn warn(
         .value(":percent", percent)
         .value(":dead", UnixTime(now.0 - CLAIM.0 as i64));
         if let Conditional::Done(_) = clients.table.update::<BudgetItem>(key, claim, Some(free)).await? {
-            let (subject, body) = mail::alarm(whose, percent, budget, *used);
+            let (subject, body) = mail::alarm(*project, percent, budget, *used);
             clients.alarms.publish(&subject, &body).await?;
             let add = Expression::new("SET #sent = list_append(if_not_exists(#sent, :none), :one)")
                 .name("#sent", "alarms_sent")
                 .value(":none", Vec::<u8>::new())
                 .value(":one", vec![percent]);
             let _: Conditional<BudgetItem> = clients.table.update(key, add, None).await?;
-            watched.alarms.push(format!("{whose} {percent}"));
+            watched.alarms.push(format!("{} {percent}", mail::whose(*project)));
         }
     }
     Ok(())

@@ -1,13 +1,24 @@
 //! The e-mails about money. No I/O.
 
 use tunesmith_contract::{
-    Usd,
+    ProjectId, Usd,
     ledger::{BudgetItem, EndpointMeter, Lease},
 };
 
+/// Whose budget it is; none means that of all projects together.
+#[must_use]
+pub fn whose(project: Option<&ProjectId>) -> &str {
+    project.map_or("the whole account", ProjectId::as_str)
+}
+
 /// Subject and body of the alarm at a threshold.
 #[must_use]
-pub fn alarm(whose: &str, percent: u8, budget: &BudgetItem, used: Usd) -> (String, String) {
+pub fn alarm(project: Option<&ProjectId>, percent: u8, budget: &BudgetItem, used: Usd) -> (String, String) {
+    let whose = whose(project);
+    let raise = match project {
+        Some(_) => "raise budget.monthly_limit_usd in project.toml and upload it, which holds within five minutes; or",
+        None => "deploy tunesmith-pipeline and tunesmith-observability with a higher MonthlyCapUsd; or",
+    };
     let left = budget.limit.saturating_sub(used).max(Usd::ZERO);
     let next = if percent >= 100 {
         "Nothing new is started this month. Endpoints billed by the hour are deleted; serverless ones stay."
@@ -18,7 +29,7 @@ pub fn alarm(whose: &str, percent: u8, budget: &BudgetItem, used: Usd) -> (Strin
         format!("Tunesmith: {percent} % of this month's budget of {whose} is used"),
         format!(
             "Used so far   {used} of {limit} ({left} left)\nReserved      {reserved} for runs that are not finished\n\n{next}\n\n\
-             What you can do: raise budget.monthly_limit_usd in project.toml and upload it, which holds within five minutes; or\n\
+             What you can do: {raise}\n\
              stop the running training in the Step Functions console (Stop execution): its machine ends within minutes, and what\n\
              it did not use of its reservation is given back within a quarter of an hour.\n\
              Figures are from Tunesmith's own meter, by the second; AWS's bill follows 8 to 12 hours later.\n",
@@ -73,10 +84,14 @@ mod tests {
             spent: Usd::ZERO,
             alarms_sent: Vec::new(),
         };
-        let (subject, body) = alarm("handbook", 80, &budget, Usd::from_micros(8_250_000));
+        let project = "handbook".parse().unwrap();
+        let (subject, body) = alarm(Some(&project), 80, &budget, Usd::from_micros(8_250_000));
         assert_eq!(subject, "Tunesmith: 80 % of this month's budget of handbook is used");
         for part in ["$8.25 of $10.00 ($1.75 left)", "$1.00 for runs", "monthly_limit_usd"] {
             assert!(body.contains(part), "{part}\n{body}");
         }
+        let (subject, body) = alarm(None, 80, &budget, Usd::from_micros(8_250_000));
+        assert!(subject.contains("of the whole account") && body.contains("MonthlyCapUsd"), "{subject}\n{body}");
+        assert!(!body.contains("monthly_limit_usd"), "{body}");
     }
 }
