@@ -83,7 +83,18 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
         let norm = loader.norm(if gpt2 { "transformer.ln_f" } else { "model.norm" })?;
         let head = Head { weight: head, soft_cap: config.final_soft_cap };
-        Ok(Self { embedding, positions, rope, layers, norm, head, quantization, config })
+        Ok(Self {
+            embedding,
+            positions,
+            rope,
+            layers,
+            norm,
+            head,
+            quantization,
+            config,
+            #[cfg(any(test, feature = "cuda"))]
+            gpu: None,
+        })
     }
 }
 
