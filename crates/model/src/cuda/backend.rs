@@ -91,6 +91,15 @@ pub struct Product {
     pub add: bool,
 }
 
+impl Product {
+    /// The same in the words of BLAS, which counts by columns and so sees every matrix transposed: it is asked for `cᵀ = bᵀ aᵀ`. `m` and
+    /// `n` are its rows and columns, `a` and `b` its left and right operand, each with its leading dimension as stride.
+    #[must_use]
+    pub fn by_columns(self) -> Self {
+        Self { m: self.n, n: self.m, a: self.b, b: self.a, ..self }
+    }
+}
+
 /// A device with the kernels of [`super::source`].
 pub trait Backend: Debug + Send + Sync {
     /// How it stores values.

@@ -130,11 +130,15 @@ impl Backend for Driver {
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
         // SAFETY: the context is this thread's.
-        unsafe { result::malloc_async(STREAM, bytes) }.map_err(|error| match (error.0, self.memory()) {
-            (sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => {
-                ModelError::GpuMemory { wanted: bytes, free, total }
+        let ask = || unsafe { result::malloc_async(STREAM, bytes) };
+        // what the pool keeps in pieces may be what is wanted in one
+        ask().or_else(|_| give_back(&self.context).and_then(|()| ask())).map_err(|error| {
+            match (error.0, self.memory()) {
+                (sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => {
+                    ModelError::GpuMemory { wanted: bytes, free, total }
+                }
+                _ => failed("cuMemAllocAsync", error),
             }
-            _ => failed("cuMemAllocAsync", error),
         })
     }
 
@@ -183,7 +187,7 @@ impl Backend for Driver {
 
     unsafe fn multiply(&self, product: &Product) -> Result<()> {
         self.bind()?;
-        let Product { m, n, k, scale, a, b, c, c_stride, c_stored, add } = *product;
+        let Product { m, n, k, scale, a, b, c, c_stride, c_stored, add } = product.by_columns();
         let kind = |stored| match stored {
             Stored::F32 => blas_sys::cudaDataType_t::CUDA_R_32F,
             Stored::Bf16 => blas_sys::cudaDataType_t::CUDA_R_16BF,
@@ -193,23 +197,22 @@ impl Backend for Driver {
             false => blas_sys::cublasOperation_t::CUBLAS_OP_N,
         };
         let beta = if add { 1.0f32 } else { 0.0 };
-        // cuBLAS counts by columns: it sees each matrix transposed, so it is asked for cᵀ = bᵀ aᵀ
         // SAFETY: the caller promises the memory; factors are on the host, where the handle looks for them.
         unsafe {
             blas::gemm_ex(
                 self.blas,
-                operation(b.transposed),
                 operation(a.transposed),
-                n as i32,
+                operation(b.transposed),
                 m as i32,
+                n as i32,
                 k as i32,
                 (&raw const scale).cast(),
-                b.pointer as *const c_void,
-                kind(self.stored),
-                b.stride as i32,
                 a.pointer as *const c_void,
                 kind(self.stored),
                 a.stride as i32,
+                b.pointer as *const c_void,
+                kind(self.stored),
+                b.stride as i32,
                 (&raw const beta).cast(),
                 c as *mut c_void,
                 kind(c_stored),
@@ -293,6 +296,15 @@ fn keep_memory(context: &CudaContext) -> Result<()> {
         result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
     }
     .map_err(|error| failed("cuMemPoolSetAttribute", error))
+}
+
+/// Gives the pool's unused memory back to the card.
+fn give_back(context: &CudaContext) -> Result<(), cudarc::driver::DriverError> {
+    // SAFETY: the pool of an open device; what is still in use stays.
+    unsafe {
+        result::stream::synchronize(STREAM)?;
+        result::mem_pool::trim_to(result::device::get_default_mem_pool(context.cu_device())?, 0)
+    }
 }
 
 fn address(argument: &mut Argument) -> *mut c_void {

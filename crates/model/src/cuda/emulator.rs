@@ -157,15 +157,19 @@ impl Backend for Emulator {
     }
 
     unsafe fn multiply(&self, product: &Product) -> Result<()> {
-        let Product { m, n, k, scale, a, b, c, c_stride, c_stored, add } = *product;
+        // by columns, as cuBLAS computes it: element (i, j) of a matrix lies at i + j · (leading dimension)
+        let Product { m, n, k, scale, a, b, c, c_stride, c_stored, add } = product.by_columns();
+        // what cuBLAS insists on
+        let rows_in_memory = |operand: Operand, rows, columns| if operand.transposed { columns } else { rows };
+        assert!(a.stride >= rows_in_memory(a, m, k) && b.stride >= rows_in_memory(b, k, n) && c_stride >= m);
         let read = |operand: Operand, row: usize, column: usize| {
             let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
-            self.value(operand.pointer, self.stored, row * operand.stride + column)
+            self.value(operand.pointer, self.stored, row + column * operand.stride)
         };
-        for i in 0..m {
-            for j in 0..n {
+        for j in 0..n {
+            for i in 0..m {
                 let sum: f32 = (0..k).map(|l| read(a, i, l) * read(b, l, j)).sum();
-                let at = i * c_stride + j;
+                let at = i + j * c_stride;
                 let sum = scale * sum + if add { self.value(c, c_stored, at) } else { 0.0 };
                 // SAFETY: the caller promises the memory of `c`.
                 unsafe {

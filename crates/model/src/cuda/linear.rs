@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
+
 use super::backend::{Operand, Product, Stored};
 use super::gpu::{Gpu, not_on_gpu};
 use super::memory::{Buffer, Matrix};
 use super::nf4::{FEW, Nf4Parts};
-use crate::adapters::{Adapter, Module, ModuleAdapter};
+use crate::adapters::{Adapter, Method, Module, ModuleAdapter};
 use crate::error::Result;
 use crate::frozen::{AsStored, FrozenWeight};
 use crate::ops::host;
@@ -55,28 +57,27 @@ impl Linear {
     pub fn forward(&self, gpu: &Gpu, x: &Matrix, adapters: Option<&Adapters<'_>>) -> Result<(Matrix, Inner)> {
         let (n, stored) = (x.rows, gpu.backend.stored());
         let y = gpu.matrix(n, self.out)?;
-        for frozen in &self.matrices {
-            if let (Values::Nf4(stored), true) = (&frozen.values, n <= FEW) {
-                gpu.nf4_multiply(stored, x, &y, frozen.start, frozen.len)?;
-                continue;
-            }
-            let w = frozen.values(gpu, self.width)?;
-            let sizes = Product { m: n, n: frozen.len, k: self.width, scale: 1.0, ..product(x.view(), w.view().t()) };
-            gpu.multiply(Product { c: y.at(frozen.start), c_stride: self.out, c_stored: stored, ..sizes })?;
+        let loras: Vec<Option<Lora>> = self.parts.iter().map(|part| adapters?.get(part.module)).collect();
+        // Where every column has an adapter, its term comes first: the large product then adds to it while it writes, which saves a
+        // pass over `y`, and rounds the small term by its own size.
+        let adapters_first = n > FEW && loras.iter().all(Option::is_some);
+        if !adapters_first {
+            self.frozen_product(gpu, x, &y, false)?;
         }
         let mut inner = Vec::with_capacity(self.parts.len());
-        for part in &self.parts {
-            inner.push(match adapters.and_then(|adapters| adapters.get(part.module)) {
-                None => None,
-                Some(lora) => {
-                    let u = gpu.product(n, lora.rank, self.width, 1.0, x.view(), lora.a.t())?;
-                    let sizes =
-                        Product { m: n, n: part.len, k: lora.rank, scale: lora.scale, ..product(u.view(), lora.b.t()) };
-                    let c = y.at(part.start);
-                    gpu.multiply(Product { c, c_stride: self.out, c_stored: stored, add: true, ..sizes })?;
-                    Some(u)
-                }
-            });
+        for (part, lora) in self.parts.iter().zip(loras) {
+            let Some(lora) = lora else {
+                inner.push(None);
+                continue;
+            };
+            let u = gpu.product(n, lora.rank, self.width, 1.0, x.view(), lora.a.t())?;
+            let sizes = Product { m: n, n: part.len, k: lora.rank, scale: lora.scale, ..product(u.view(), lora.b.t()) };
+            let (c, add) = (y.at(part.start), !adapters_first);
+            gpu.multiply(Product { c, c_stride: self.out, c_stored: stored, add, ..sizes })?;
+            inner.push(Some(u));
+        }
+        if adapters_first {
+            self.frozen_product(gpu, x, &y, true)?;
         }
         if let Some(bias) = &self.bias {
             gpu.add_bias(&y, bias)?;
@@ -96,15 +97,8 @@ impl Linear {
     ) -> Result<Option<Matrix>> {
         let (n, stored) = (x.rows, gpu.backend.stored());
         let dx = if wants == WantsDx::Yes { Some(gpu.matrix(n, self.width)?) } else { None };
-        if let Some(dx) = &dx {
-            for (index, frozen) in self.matrices.iter().enumerate() {
-                let w = frozen.values(gpu, self.width)?;
-                let sizes =
-                    Product { m: n, n: self.width, k: frozen.len, ..product(dy.columns_from(frozen.start), w.view()) };
-                let (c, c_stride) = (dx.at(0), self.width);
-                gpu.multiply(Product { c, c_stride, c_stored: stored, add: index > 0, ..sizes })?;
-            }
-        }
+        // the first product writes `dx`, all others add to it; the largest comes last
+        let mut add = false;
         for (part, u) in self.parts.iter().zip(inner) {
             let (Some(lora), Some(u)) = (adapters.and_then(|adapters| adapters.get(part.module)), u) else { continue };
             let (rank, dy) = (lora.rank, dy.columns_from(part.start));
@@ -115,10 +109,34 @@ impl Linear {
             gpu.multiply(Product { c: lora.a_gradient, c_stride: self.width, c_stored: Stored::F32, ..of_a })?;
             if let Some(dx) = &dx {
                 let sizes = Product { m: n, n: self.width, k: rank, ..product(du.view(), lora.a) };
-                gpu.multiply(Product { c: dx.at(0), c_stride: self.width, c_stored: stored, add: true, ..sizes })?;
+                gpu.multiply(Product { c: dx.at(0), c_stride: self.width, c_stored: stored, add, ..sizes })?;
+                add = true;
             }
         }
-        Ok(dx)
+        let Some(dx) = dx else { return Ok(None) };
+        for frozen in &self.matrices {
+            let w = frozen.values(gpu, self.width)?;
+            let sizes =
+                Product { m: n, n: self.width, k: frozen.len, ..product(dy.columns_from(frozen.start), w.view()) };
+            gpu.multiply(Product { c: dx.at(0), c_stride: self.width, c_stored: stored, add, ..sizes })?;
+            add = true;
+        }
+        Ok(Some(dx))
+    }
+
+    /// `x Wᵀ` into `y`, or added to it.
+    fn frozen_product(&self, gpu: &Gpu, x: &Matrix, y: &Matrix, add: bool) -> Result<()> {
+        for frozen in &self.matrices {
+            if let (Values::Nf4(stored), true) = (&frozen.values, x.rows <= FEW) {
+                gpu.nf4_multiply(stored, x, y, frozen.start, frozen.len)?;
+                continue;
+            }
+            let w = frozen.values(gpu, self.width)?;
+            let sizes = Product { m: x.rows, n: frozen.len, k: self.width, ..product(x.view(), w.view().t()) };
+            let (c, c_stored) = (y.at(frozen.start), gpu.backend.stored());
+            gpu.multiply(Product { c, c_stride: self.out, c_stored, add, ..sizes })?;
+        }
+        Ok(())
     }
 }
 
@@ -153,6 +171,17 @@ fn frozen(gpu: &Gpu, weight: &FrozenWeight) -> Result<Vec<Frozen>> {
     Ok(found)
 }
 
+/// Before anything is computed.
+///
+/// # Errors
+/// [`crate::ModelError::NotOnGpu`] for methods other than LoRA and rsLoRA.
+pub fn check_method(method: &Method) -> Result<()> {
+    match method {
+        Method::Lora(lora) if !lora.use_dora => Ok(()),
+        _ => Err(not_on_gpu("an adapter other than LoRA and rsLoRA")),
+    }
+}
+
 /// LoRA of a whole model on the device: `A` and `B` of every module in one piece of memory, their gradients in another.
 #[derive(Debug)]
 pub struct Parameters {
@@ -161,7 +190,7 @@ pub struct Parameters {
     sites: BTreeMap<(usize, Module), Site>,
     /// Where each tensor begins, in the order of [`Adapter::parameters`], and its shape.
     tensors: Vec<(usize, Vec<usize>)>,
-    len: usize,
+    /// Bytes of a value.
     bytes: usize,
 }
 
@@ -178,30 +207,28 @@ struct Site {
 const ALIGNED: usize = 64;
 
 impl Parameters {
-    /// Copies the adapter to the device.
-    ///
-    /// # Errors
-    /// [`crate::ModelError::NotOnGpu`] for methods other than LoRA and rsLoRA.
+    /// Copies the adapter, which [`check_method`] allows, to the device.
     pub fn new(gpu: &Gpu, adapter: &Adapter) -> Result<Self> {
-        let (mut values, mut sites, mut tensors) = (Vec::new(), BTreeMap::new(), Vec::new());
+        check_method(&adapter.config().method)?;
+        let (mut len, mut sites, mut tensors) = (0, BTreeMap::new(), Vec::new());
         for (place, module) in adapter.modules() {
-            let ModuleAdapter::Lora(lora) = module else {
-                return Err(not_on_gpu("an adapter other than LoRA and rsLoRA"));
-            };
-            let mut add = |tensor: &candle_core::Tensor| -> Result<usize> {
-                let start = values.len();
-                values.extend_from_slice(&host(tensor)?);
-                values.resize(values.len().next_multiple_of(ALIGNED), 0.0);
+            let ModuleAdapter::Lora(lora) = module else { continue };
+            let mut add = |tensor: &Tensor| {
+                let start = len;
+                len = (start + tensor.elem_count()).next_multiple_of(ALIGNED);
                 tensors.push((start, tensor.dims().to_vec()));
-                Ok(start)
+                start
             };
-            let (a, b) = (add(&lora.a)?, add(&lora.b)?);
+            let (a, b) = (add(&lora.a), add(&lora.b));
             let (rank, width) = lora.a.dims2()?;
             sites.insert((place.layer, place.module), Site { a, b, rank, width, scale: lora.scale });
         }
-        let gradients = Buffer::zeros(&gpu.backend, 4 * values.len())?;
-        let (len, bytes) = (values.len(), gpu.backend.stored().bytes());
-        Ok(Self { values: Buffer::of_values(&gpu.backend, &values)?, gradients, sites, tensors, len, bytes })
+        let bytes = gpu.backend.stored().bytes();
+        let (values, gradients) = (Buffer::new(&gpu.backend, len * bytes)?, Buffer::zeros(&gpu.backend, 4 * len)?);
+        for ((_, tensor), (start, _)) in adapter.parameters().into_iter().zip(&tensors) {
+            values.write_values(*start, &host(tensor)?)?;
+        }
+        Ok(Self { values, gradients, sites, tensors, bytes })
     }
 
     /// Those of one layer.
@@ -210,11 +237,9 @@ impl Parameters {
     }
 
     /// The gradients in the order of [`Adapter::parameters`].
-    pub fn gradients(&self) -> Result<Vec<candle_core::Tensor>> {
-        let all = self.gradients.floats(self.len)?;
+    pub fn gradients(&self) -> Result<Vec<Tensor>> {
         let tensor = |(start, shape): &(usize, Vec<usize>)| {
-            let count: usize = shape.iter().product();
-            crate::ops::tensor(all[*start..start + count].to_vec(), shape.as_slice())
+            crate::ops::tensor(self.gradients.floats(*start, shape.iter().product())?, shape.as_slice())
         };
         self.tensors.iter().map(tensor).collect()
     }

@@ -40,16 +40,23 @@ impl Buffer {
 
     /// A copy as f32.
     pub fn of_floats(backend: &Arc<dyn Backend>, values: &[f32]) -> Result<Self> {
-        Self::of_bytes(backend, &bytes_of(values, |value| value.to_ne_bytes()))
+        Self::of_bytes(backend, as_bytes(values))
     }
 
     /// A copy as the device stores values.
     pub fn of_values(backend: &Arc<dyn Backend>, values: &[f32]) -> Result<Self> {
-        match backend.stored() {
-            Stored::F32 => Self::of_floats(backend, values),
-            Stored::Bf16 => {
-                Self::of_bytes(backend, &bytes_of(values, |value| bf16::from_f32(value).to_bits().to_ne_bytes()))
-            }
+        let buffer = Self::new(backend, values.len() * backend.stored().bytes())?;
+        buffer.write_values(0, values)?;
+        Ok(buffer)
+    }
+
+    /// Writes from value `first` on, as the device stores values.
+    pub fn write_values(&self, first: usize, values: &[f32]) -> Result<()> {
+        let stored = self.backend.stored();
+        let to = self.pointer + (first * stored.bytes()) as u64;
+        match stored {
+            Stored::F32 => self.backend.upload(to, as_bytes(values)),
+            Stored::Bf16 => self.backend.upload(to, &in_bf16(values)),
         }
     }
 
@@ -64,11 +71,13 @@ impl Buffer {
         self.pointer
     }
 
-    /// The first `count` f32 values.
-    pub fn floats(&self, count: usize) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; 4 * count];
-        self.backend.download(self.pointer, &mut bytes)?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
+    /// `count` f32 values from `first` on.
+    pub fn floats(&self, first: usize, count: usize) -> Result<Vec<f32>> {
+        let mut values = vec![0.0f32; count];
+        // SAFETY: the bytes of the values, any of which are an f32.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), 4 * count) };
+        self.backend.download(self.pointer + 4 * first as u64, bytes)?;
+        Ok(values)
     }
 }
 
@@ -78,12 +87,20 @@ impl Drop for Buffer {
     }
 }
 
-/// Values in the bytes of another form.
-fn bytes_of<const N: usize>(values: &[f32], form: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+/// The bytes that values are.
+fn as_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: every byte of an f32 has a value, and nothing is less aligned than a byte.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// Values rounded to bf16.
+fn in_bf16(values: &[f32]) -> Vec<u8> {
     const CHUNK: usize = 64 << 10;
-    let mut bytes = vec![0; values.len() * N];
-    bytes.par_chunks_mut(CHUNK * N).zip(values.par_chunks(CHUNK)).for_each(|(bytes, values)| {
-        bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = form(*value));
+    let mut bytes = vec![0; 2 * values.len()];
+    bytes.par_chunks_mut(2 * CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bytes, values)| {
+        for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *bytes = bf16::from_f32(*value).to_bits().to_ne_bytes();
+        }
     });
     bytes
 }
@@ -142,7 +159,7 @@ impl Matrix {
     #[cfg(test)]
     pub fn values(&self) -> Result<Vec<f32>> {
         if self.stored == Stored::F32 {
-            return self.buffer.floats(self.count());
+            return self.buffer.floats(0, self.count());
         }
         let mut bytes = vec![0; 2 * self.count()];
         self.buffer.backend.download(self.buffer.pointer, &mut bytes)?;

@@ -28,4 +28,5 @@ mod tests;
 
 pub use backend::Stored;
 pub(crate) use gpu::Gpu;
+pub(crate) use linear::check_method;
 pub(crate) use model::GpuModel;

@@ -170,7 +170,7 @@ impl GpuModel {
                 let d_gathered = gpu.product(m, h, vocabulary, 1.0, d_logits.view(), self.head.view())?;
                 gpu.scatter(&d_gathered, &indices, gradient)?;
             }
-            for (row, loss) in rows.iter().zip(found.floats(m)?) {
+            for (row, loss) in rows.iter().zip(found.floats(0, m)?) {
                 losses[*row] = loss;
             }
         }

@@ -278,6 +278,10 @@ impl Decoder {
     pub fn check_adapter(&self, adapter_opt: Option<&Adapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
         adapter.config().validate(self.config.modules())?;
+        #[cfg(any(test, feature = "cuda"))]
+        if self.gpu.is_some() {
+            crate::cuda::check_method(&adapter.config().method)?;
+        }
         if adapter.sites().kind() != Kind::Decoder {
             let reason = "the adapter is for an encoder-decoder".to_owned();
             return Err(ModelError::AdapterMismatch { name: "encoder".to_owned(), reason });

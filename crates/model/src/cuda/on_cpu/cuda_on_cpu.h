@@ -34,6 +34,7 @@ namespace cuda_on_cpu {
 
 constexpr unsigned MOST_THREADS = 1024, WARP = 32;
 constexpr size_t STACK = 64 << 10, MOST_SHARED = 232448; // of compute capability 9.0
+constexpr size_t GUARD = 4096;                            // behind it: nobody may write there
 
 struct Fiber {
     ucontext_t start;
@@ -52,7 +53,7 @@ static unsigned char *stacks = nullptr;
 static Group warps[MOST_THREADS / WARP], block;
 static jmp_buf scheduler;
 static unsigned long progress;
-alignas(16) static unsigned char dynamic_shared[MOST_SHARED];
+alignas(16) static unsigned char dynamic_shared[MOST_SHARED + GUARD];
 static float floats[MOST_THREADS];
 static uint32_t fragments[MOST_THREADS][6];
 
@@ -100,9 +101,9 @@ static void resume(Fiber &fiber, unsigned thread) {
     setcontext(&fiber.start);
 }
 
-/// Runs a block; false when its threads wait for each other for ever.
-static bool run_block(unsigned threads, size_t shared, bool reversed) {
-    memset(dynamic_shared, 0xff, shared);
+/// Runs a block; null, or what went wrong.
+static const char *run_block(unsigned threads, size_t shared, bool reversed) {
+    memset(dynamic_shared, 0xff, shared + GUARD);
     block = {0, threads, 0};
     for (unsigned warp = 0; warp < threads / WARP; warp++) warps[warp] = {0, WARP, 0};
     for (unsigned thread = 0; thread < threads; thread++) fibers[thread].is_done = false;
@@ -117,10 +118,12 @@ static bool run_block(unsigned threads, size_t shared, bool reversed) {
         if (progress == before) {
             // they stay in the middle of the kernel; the next one gets new ones
             for (unsigned thread = 0; thread < threads; thread++) fibers[thread].has_started = false;
-            return false;
+            return "its threads wait for each other for ever: a barrier in divergent code";
         }
     }
-    return true;
+    for (size_t i = shared; i < shared + GUARD; i++)
+        if (dynamic_shared[i] != 0xff) return "it wrote behind its shared memory";
+    return nullptr;
 }
 
 template <typename... A, size_t... I>
@@ -151,7 +154,7 @@ static const char *launch(const Known &known, const unsigned *grid, unsigned thr
     for (unsigned y = 0; y < grid[1]; y++)
         for (unsigned x = 0; x < grid[0]; x++) {
             blockIdx = {x, y, 0};
-            if (!run_block(threads, shared, reversed)) return "its threads wait for each other for ever: a barrier in divergent code";
+            if (const char *failure = run_block(threads, shared, reversed)) return failure;
         }
     return nullptr;
 }

@@ -78,3 +78,31 @@ fn what_another_sequence_holds_changes_no_bit() {
         assert!(grad[3 * width..94 * width] == other_grad[3 * width..94 * width]);
     }
 }
+
+/// The processor's emulation would take minutes for these.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "wants an NVIDIA card"]
+fn heads_and_lengths_of_real_models_on_a_card() {
+    let lengths = [700, 1, 333];
+    let n = lengths.iter().sum();
+    for (size, window) in [(64, None), (128, None), (128, Some(256)), (256, Some(100))] {
+        let heads = Heads { query: 8, key_value: 2, size };
+        let settings = Settings { heads, scale: 1.0 / (size as f32).sqrt(), window, ..PLAIN };
+        let (qkv, d_out) = (random(5, &[n, heads.width()], 2.0), random(6, &[n, 8 * size], 1.0));
+        let segments = Segments::from_lengths(&lengths);
+        let (out, log_sums) = forward(&qkv, &segments, settings).unwrap();
+        let d_qkv = backward(&d_out, &qkv, &out, &log_sums, &segments, settings).unwrap();
+        for device in devices(size).iter().filter(|device| !device.emulated) {
+            let (got, gradient) = run(&device.gpu, &values(&qkv), &values(&d_out), &lengths, settings);
+            let tolerance = [1e-5, 3e-2][usize::from(device.stored == Stored::Bf16)];
+            for (got, wanted) in [(&got, values(&out)), (&gradient, values(&d_qkv))] {
+                let size = wanted.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+                let worst = got.iter().zip(&wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+                println!("{settings:?} {:?}: off by {:.1e} of the largest", device.stored, worst / size);
+                assert!(worst <= tolerance * size);
+            }
+            assert!((got, gradient) == run(&device.gpu, &values(&qkv), &values(&d_out), &lengths, settings), "bits");
+        }
+    }
+}

@@ -24,7 +24,7 @@ use crate::ops::{host, tensor, testing};
 pub struct Device {
     pub gpu: Gpu,
     pub stored: Stored,
-    emulated: bool,
+    pub emulated: bool,
 }
 
 /// All devices, with attention compiled for `head`. Without a C++ compiler there may be none.

@@ -27,13 +27,14 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     difference / length(&mut b.iter().map(|b| f64::from(*b)))
 }
 
-fn compare(case: &str, device: &Device, config: ModelConfig, quantization: Quantization) {
+/// `method` is `lora` on every module, or `rslora` on some.
+fn compare(case: &str, device: &Device, config: ModelConfig, quantization: Quantization, method: &str) {
     let made = || match quantization {
         Quantization::None => model(config.clone()),
         other => quantised_model(config.clone(), other),
     };
     let (host_model, device_model) = (made(), on(made(), device));
-    let adapter = busy_adapter(&host_model);
+    let (_, adapter) = every_method(&host_model).into_iter().find(|(name, _)| *name == method).unwrap();
     let wanted = host_model.loss_and_gradients(&batch(), &adapter, 0.25, Recompute::Nothing).unwrap();
     let got = device_model.loss_and_gradients(&batch(), &adapter, 0.25, Recompute::Nothing).unwrap();
     let (losses, tensors) = if device.stored == Stored::F32 { (3e-6, 1e-5) } else { (2e-2, 8e-2) };
@@ -57,14 +58,11 @@ fn compare(case: &str, device: &Device, config: ModelConfig, quantization: Quant
 fn losses_and_gradients_equal_the_processors_in_every_variant() {
     for device in devices(16) {
         for (variant, config) in variants() {
-            compare(variant, &device, config, Quantization::None);
+            compare(variant, &device, config, Quantization::None, "lora");
         }
-        compare(
-            "untied",
-            &device,
-            ModelConfig { tie_word_embeddings: false, ..ModelConfig::tiny() },
-            Quantization::None,
-        );
+        let untied = ModelConfig { tie_word_embeddings: false, ..ModelConfig::tiny() };
+        compare("untied", &device, untied, Quantization::None, "lora");
+        compare("some modules", &device, ModelConfig::tiny(), Quantization::None, "rslora");
     }
 }
 
@@ -78,7 +76,7 @@ fn a_base_in_nf4_is_trained_on_as_on_the_processor() {
             (models().row_losses(&few, None).unwrap(), on(models(), &device).row_losses(&few, None).unwrap());
         let tolerance = if device.stored == Stored::F32 { 1e-5 } else { 4e-2 };
         assert!(distance(&got, &wanted) < tolerance, "{got:?}, wanted {wanted:?}");
-        compare("nf4", &device, ModelConfig { intermediate_size: 64, ..ModelConfig::tiny() }, Quantization::Nf4);
+        compare("nf4", &device, config, Quantization::Nf4, "lora");
         let other = quantised_model(ModelConfig { intermediate_size: 64, ..ModelConfig::tiny() }, Quantization::Q8_0);
         let refused = other.with_gpu(device.gpu.clone()).err().unwrap().to_string();
         assert!(refused.contains("q8_0") && refused.contains("not computed on a GPU yet"), "{refused}");
@@ -91,6 +89,8 @@ fn what_has_no_kernel_is_refused_with_its_name() {
         let device_model = on(model(ModelConfig::tiny()), &device);
         let run = |adapter: &Adapter| device_model.loss_and_gradients(&batch(), adapter, 1.0, Recompute::Nothing);
         for (method, adapter) in every_method(&device_model) {
+            // known when a run begins
+            assert_eq!(device_model.check_adapter(Some(&adapter)).is_ok(), run(&adapter).is_ok());
             assert_eq!(run(&adapter).is_ok(), method.ends_with("lora") && method != "adalora", "{method}");
         }
         let adapter = busy_adapter(&device_model);

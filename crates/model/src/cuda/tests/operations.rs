@@ -31,7 +31,7 @@ fn rms_norm_equals_the_processors() {
         let (y, r) = rms_norm::forward(&x, &w, 1e-5).unwrap();
         let forward = |gpu: &Gpu| gpu.rms_norm_forward(&up(gpu, &x), &gpu.floats(&values(&w)).unwrap(), 1e-5).unwrap();
         agree("rms_norm", &values(&y), CLOSE, |gpu| forward(gpu).0.values().unwrap());
-        agree("rms_norm statistics", &r, [3e-6; 2], |gpu| forward(gpu).1.floats(5).unwrap());
+        agree("rms_norm statistics", &r, [3e-6; 2], |gpu| forward(gpu).1.floats(0, 5).unwrap());
         for residual in [None, Some(&residual)] {
             let dx = rms_norm::backward(&dy, &x, &w, &r, residual).unwrap();
             agree("rms_norm backward", &values(&dx), CLOSE, |gpu| {
@@ -156,7 +156,7 @@ fn losses_and_their_gradients_equal_the_processors() {
         let run = |gpu: &Gpu, scale_opt| {
             let (logits, losses) = (gpu.floats(&values(&logits)).unwrap(), gpu.room(4).unwrap());
             let found = gpu.cross_entropy(&logits, [4, V], &ints(gpu, &targets), &losses, scale_opt, soft_cap).unwrap();
-            (losses.floats(4).unwrap(), found.map(|gradient| gradient.values().unwrap()))
+            (losses.floats(0, 4).unwrap(), found.map(|gradient| gradient.values().unwrap()))
         };
         agree("losses", &losses, [3e-6; 2], |gpu| run(gpu, None).0);
         agree("losses beside gradients", &losses, [3e-6; 2], |gpu| run(gpu, Some(0.25)).0);
@@ -166,7 +166,7 @@ fn losses_and_their_gradients_equal_the_processors() {
         let logits = device.gpu.floats(&[1.0, f32::NAN, 2.0]).unwrap();
         let losses = device.gpu.room(1).unwrap();
         device.gpu.cross_entropy(&logits, [1, 3], &ints(&device.gpu, &[0]), &losses, None, None).unwrap();
-        assert!(losses.floats(1).unwrap()[0].is_nan(), "a failed computation stays visible");
+        assert!(losses.floats(0, 1).unwrap()[0].is_nan(), "a failed computation stays visible");
     }
 }
 

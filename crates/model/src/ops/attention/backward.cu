@@ -51,6 +51,7 @@ KERNEL(attention_backward_queries)
         load_columns(k_columns, keys, width, at, last, d);
         load_rows(v, STEP, values, width, at, last, d);
         __syncthreads();
+        if (at > tile.first + warp * 16 + 15) continue; // behind all queries of this warp
         float s[STEP / 8][4] = {}, d_p[STEP / 8][4] = {};
         multiply(s, q + warp * 16 * HEAD_STRIDE, HEAD_STRIDE, k, HEAD_STRIDE, HEAD);
         multiply(d_p, d_o + warp * 16 * HEAD_STRIDE, HEAD_STRIDE, v, HEAD_STRIDE, HEAD);
@@ -113,6 +114,7 @@ KERNEL(attention_backward_keys)
                 step_log_sums[threadIdx.x] = log_sums[of], step_deltas[threadIdx.x] = delta[of];
             }
             __syncthreads();
+            if (at + STEP <= tile.first + warp * 16) continue; // before all keys of this warp
             float s[STEP / 8][4] = {}, d_p[STEP / 8][4] = {}; // transposed: a row is a key
             multiply(s, k + warp * 16 * HEAD_STRIDE, HEAD_STRIDE, q, HEAD_STRIDE, HEAD);
             multiply(d_p, v + warp * 16 * HEAD_STRIDE, HEAD_STRIDE, d_o, HEAD_STRIDE, HEAD);

@@ -25,6 +25,7 @@ KERNEL(attention_forward)
         load_rows(k, STEP, keys, width, at, last, d);
         load_columns(v, values, width, at, last, d);
         __syncthreads();
+        if (at > tile.first + warp * 16 + 15) continue; // behind all queries of this warp
         float s[STEP / 8][4] = {};
         multiply(s, q + warp * 16 * HEAD_STRIDE, HEAD_STRIDE, k, HEAD_STRIDE, HEAD);
 #pragma unroll
