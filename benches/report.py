@@ -14,6 +14,7 @@ class Results:
     def __init__(self, paths: list[str]) -> None:
         lines = [json.loads(line) for path in paths for line in Path(path).read_text().splitlines()]
         self.rows = [line for line in lines if "error" not in line["answer"]]
+        self.failed = [line for line in lines if "error" in line["answer"]]
 
     def of(self, experiment: str, shape: str, threads: int, contender: str) -> dict[int, dict]:
         """Answers by round; of a round that was measured twice the later one."""
@@ -154,6 +155,18 @@ def rates(results: Results) -> None:
           ["threads", "", "1024 × 3072 × 576", "1024 × 576 × 1536", "128 × 49152 × 576", "2048 × 2048 × 2048"], rows)
 
 
+def failures(results: Results) -> None:
+    """What was asked for and is in no table above."""
+    keys = ["round", "experiment", "shape", "threads", "contender"]
+    measured = {tuple(row[key] for key in keys) for row in results.rows}
+    rows = []
+    for line in results.failed:
+        name = [str(line[key]) for key in keys]
+        if tuple(line[key] for key in keys) not in measured:
+            rows.append([*name, (line["answer"]["error"].strip().splitlines() or ["no message"])[-1][:200].replace("|", "/")])
+    table("Not measured: the contender failed", ["round", "experiment", "shape", "threads", "contender", "its last line"], rows)
+
+
 def main() -> None:
     results = Results(sys.argv[1:])
     steps(results, "steps", {"ours": "Tunesmith", "peft": "PEFT", "peft compiled": "PEFT + torch.compile"},
@@ -164,6 +177,7 @@ def main() -> None:
     checkpoints(results)
     launch(results)
     rates(results)
+    failures(results)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def main() -> None:
     if not chosen.models.exists():
         chosen.models.mkdir(parents=True)
         subprocess.run([sys.executable, str(HERE / "make_models.py"), str(chosen.models)], check=True)
+    failed = 0
     for index in chosen.rounds:
         todo = experiments(chosen)
         for experiment in todo if index % 2 == 0 else reversed(todo):
@@ -126,8 +127,11 @@ def main() -> None:
             line = measure(experiment, chosen) | {"round": index}
             with chosen.results.open("a") as results:
                 results.write(json.dumps(line) + "\n")
+            failed += "error" in line["answer"]
             state = "failed" if "error" in line["answer"] else f"{time.time() - start:.0f} s"
             print(*(line[key] for key in ["round", "experiment", "shape", "threads", "contender"]), state, flush=True)
+    if failed:
+        sys.exit(f"{failed} measurements failed; report.py names them")
 
 
 if __name__ == "__main__":

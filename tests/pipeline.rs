@@ -4,17 +4,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod endpoints;
 mod support;
 mod uploads;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{Cloud, Death, documents, settings};
 use tunesmith_contract::{
-    ProjectId, RunId, UnixTime, Usd,
-    deployment::{LiveRecord, endpoint_name},
+    ProjectId, UnixTime, Usd,
+    deployment::LiveRecord,
     evaluation::Evaluation,
     job::TrainReport,
-    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, LeaseStatus, RunRecord, RunStatus},
+    ledger::{BudgetItem, ItemKey, Lease, LeaseStatus, RunRecord, RunStatus},
     settings::Market,
 };
 
@@ -133,124 +134,6 @@ fn a_rejected_model_changes_nothing_and_the_reservation_is_given_back() {
         let budget: BudgetItem = cloud.item(&ItemKey::budget(&project, &record.month)).await.unwrap();
         assert_eq!((budget.reserved.micros(), budget.spent), (0, record.settled), "{budget:?}");
     });
-}
-
-#[test]
-fn what_is_live_stays_live_until_another_is_verified_and_is_a_way_back() {
-    Cloud::with(async |cloud| {
-        let project = cloud.upload("endpoints", &documents(8), &settings(&[QUICK, BUDGET])).await;
-        let run = cloud.train(&project).await;
-        cloud.reaches(&run, "RequestApproval").await;
-        // nobody answers before the question was mailed: whoever asks may die and ask anew
-        cloud.asked_times(&project, 1).await;
-        cloud.decide(&project, "approve").await;
-        assert_eq!(cloud.ends(&run).await.last_state, "Published");
-        let live = cloud.live(&project).await;
-        let mail = cloud.mail(&format!("{project} - the new model is live")).await;
-        assert!(mail.text.contains(live.run.as_str()) && mail.text.contains(&live.endpoint), "{}", mail.text);
-
-        // A second model, on an instance, whose trainer is made to have computed something else than what will be served.
-        let instance = "[serving]\nmode = \"instance\"\n";
-        let other = settings(&[&QUICK.replace("max_steps = 6", "max_steps = 8"), BUDGET, instance]);
-        cloud.put_document(&project, "project.toml", &other).await;
-        let run = cloud.train(&project).await;
-        let id = cloud.reaches(&run, "RequestApproval").await.planned().run;
-        assert_ne!(id, live.run);
-        let key = format!("projects/{project}/runs/{id}/reference-logits.json");
-        let right: Value = cloud.workspace(&key).await;
-        let mut wrong = right.clone();
-        let first = wrong["logits"].as_array_mut().and_then(|logits| logits.first_mut()).unwrap();
-        *first = json!(first.as_f64().unwrap() + 0.5);
-        cloud.put_workspace(&key, &wrong).await;
-        cloud.asked_times(&project, 2).await;
-        let before: BudgetItem = cloud.item(&ItemKey::budget(&project, &cloud.this_month())).await.unwrap();
-        cloud.decide(&project, "approve").await;
-
-        // While it is checked the gateway answers with the model that is live.
-        let second = endpoint_name(&project, &id);
-        cloud.reaches(&run, "VerifyEndpoint").await;
-        assert_eq!(cloud.endpoint(&live.endpoint).await, "InService");
-        assert_eq!(cloud.live(&project).await, live);
-        assert_eq!(cloud.ask(&project).await, 200, "the live model answers");
-
-        let done = cloud.ends(&run).await;
-        assert_eq!((done.status.as_str(), done.error.as_str()), ("FAILED", "VerificationFailed"), "{done:?}");
-        let mail = cloud.mail_about(&project, "VerificationFailed").await;
-        assert!(mail.text.contains("5.00e-1"), "the mail says by how much: {}", mail.text);
-        assert_eq!(cloud.live(&project).await, live);
-        assert_eq!(cloud.endpoint(&live.endpoint).await, "InService");
-        assert_eq!(cloud.ask(&project).await, 200, "the live model answers");
-        cloud.endpoint_is_settled(&second).await;
-        let after: BudgetItem = cloud.item(&ItemKey::budget(&project, &cloud.this_month())).await.unwrap();
-        assert!(after.spent > before.spent, "its instance is charged: {before:?} {after:?}");
-
-        go_on_and_back(cloud, &project, &live, &id, (&key, &right)).await;
-        the_month_is_used_up(cloud, &project, &cloud.live(&project).await).await;
-    });
-}
-
-/// The failed run, which was approved, is deployed after all; then the first one again. Nothing is trained.
-async fn go_on_and_back(
-    cloud: &Cloud,
-    project: &ProjectId,
-    first: &LiveRecord,
-    id: &RunId,
-    (key, logits): (&str, &Value),
-) {
-    cloud.put_workspace(key, logits).await;
-    let again = cloud.ends(&cloud.deploy_again(project, id).await).await;
-    assert_eq!((again.status.as_str(), again.last_state.as_str()), ("SUCCEEDED", "Published"), "{again:?}");
-    assert!(!again.results.contains_key("TrainModel"), "{again:?}");
-    let second = cloud.live(project).await;
-    assert_eq!((&second.run, second.replaces.as_ref()), (id, Some(&first.run)));
-    let record: RunRecord = cloud.item(&ItemKey::run(project, id)).await.unwrap();
-    assert_eq!(record.status, RunStatus::Published);
-    assert_eq!(cloud.ask(project).await, 200);
-    // both are charged while both exist: the first costs nothing while nobody asks, the second by the hour
-    let meter: EndpointMeter = cloud.item(&ItemKey::endpoint(&second.endpoint)).await.unwrap();
-    assert!(meter.is_billed_by_the_hour(), "serverless before, an instance now: {meter:?}");
-    cloud.look_after().await;
-    assert_eq!(cloud.endpoint(&first.endpoint).await, "InService", "it gives its last answers");
-
-    let back = cloud.ends(&cloud.deploy_again(project, &first.run).await).await;
-    assert_eq!((back.status.as_str(), back.last_state.as_str()), ("SUCCEEDED", "Published"), "{back:?}");
-    let live = cloud.live(project).await;
-    assert_eq!((&live.run, live.replaces.as_ref()), (&first.run, Some(id)));
-    assert_eq!(cloud.ask(project).await, 200);
-    let mail = cloud.mail_about(project, &format!("It replaces: {id}")).await;
-    assert!(mail.text.contains("approve-deployment"), "{}", mail.text);
-    // ten minutes later
-    let earlier = LiveRecord { since: UnixTime(live.since.0 - 600), ..live.clone() };
-    cloud.put_item(&ItemKey::live(project), &earlier).await;
-    cloud.endpoint_is_settled(&second.endpoint).await;
-    assert_eq!(cloud.endpoint(&live.endpoint).await, "InService");
-    assert_eq!(cloud.ask(project).await, 200);
-}
-
-/// An endpoint that is billed by the hour is charged, and deleted when the project's month is used up.
-async fn the_month_is_used_up(cloud: &Cloud, project: &ProjectId, live: &LiveRecord) {
-    let before: BudgetItem = cloud.item(&ItemKey::budget(project, &cloud.this_month())).await.unwrap();
-    let meter = EndpointMeter {
-        name: live.endpoint.clone(),
-        project: project.clone(),
-        run: live.run.clone(),
-        execution: "arn:aws:states:us-east-1:123456789012:execution:tunesmith-training-pipeline:gone".into(),
-        deployed_at: live.since,
-        published_at: Some(live.since),
-        ended_at: None,
-        price_per_hour: Usd::from_micros(5_000_000),
-        instances: 1,
-        monthly_limit: before.limit,
-        metered_until: UnixTime(cloud.now().0 - 3600),
-    };
-    cloud.put_item(&ItemKey::endpoint(&live.endpoint), &meter).await;
-    let mail = cloud.looked_for(&format!("endpoint {} was deleted", live.endpoint)).await;
-    assert!(mail.text.contains(project.as_str()), "{}", mail.text);
-    cloud.endpoint_is_settled(&live.endpoint).await;
-    let after: BudgetItem = cloud.item(&ItemKey::budget(project, &cloud.this_month())).await.unwrap();
-    let charged = after.spent.micros() - before.spent.micros();
-    assert!((5_000_000..5_100_000).contains(&charged), "an hour and a moment at $5: {charged}");
-    assert!(cloud.item::<LiveRecord>(&ItemKey::live(project)).await.is_none());
 }
 
 #[test]
@@ -480,6 +363,12 @@ fn cost_alarms_are_mailed_once_each() {
             assert_eq!(cloud.mails_about(&subject), 1, "{subject}");
         }
         assert_eq!(cloud.mails_about(&format!("100 % of this month's budget of {project}")), 0);
+
+        // A limit that is raised holds without a reservation, and lets alarms that it has not reached go off again.
+        cloud.put_document(&project, "project.toml", "[budget]\nmonthly_limit_usd = 1.5\n").await;
+        cloud.look_after().await;
+        let budget: BudgetItem = cloud.item(&ItemKey::budget(&project, &cloud.this_month())).await.unwrap();
+        assert_eq!((budget.limit.micros(), budget.alarms_sent), (1_500_000, vec![50]));
     });
 }
 

@@ -5,6 +5,7 @@
 
 mod flops;
 mod process;
+mod quality;
 mod rate;
 mod train;
 
@@ -19,6 +20,8 @@ use serde::Deserialize;
 enum Job {
     /// Training steps.
     Train(train::Train),
+    /// A whole run and what it has learnt.
+    Quality(quality::Quality),
     /// The best rate of f32 matrix products, against which the FLOP floor is reckoned.
     Rate(rate::Rate),
 }
@@ -31,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let answer = match serde_json::from_str(&job)? {
         Job::Train(job) => job.run(entered)?,
+        Job::Quality(job) => job.run()?,
         Job::Rate(job) => job.run(),
     };
     println!("{answer}");

@@ -117,7 +117,7 @@ test('a failure keeps its name, and its cause in plain words', async () => {
 
 test('a failure says what could not be cleaned up', async () => {
   const clean = await mail('NotifyFailure', await explained(FAILED.error));
-  assert.match(clean.message, /Machines and endpoints: none of this run is left/);
+  assert.match(clean.message, /Machines and endpoints: none of this pipeline is left/);
   const { message } = await mail(
     'NotifyFailure',
     await explained(FAILED.error, { release_error: { Error: 'AccessDenied' } }),

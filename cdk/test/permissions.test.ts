@@ -126,7 +126,7 @@ test('a function may call the services whose clients it links, and no others', (
 
 /** The call in a function's code that an action is for: a method of `crates/aws`, on what the functions call its client. */
 const CALLS: Record<string, RegExp> = {
-  'dynamodb:DeleteItem': /\btable\.delete\(|\bWrite::delete\(/,
+  'dynamodb:DeleteItem': /\btable\.delete_if\(|\bWrite::delete\(/,
   'dynamodb:GetItem': /\btable\.get\(/,
   'dynamodb:PutItem': /\btable\.put(_if)?\(|\bWrite::put\(/,
   'dynamodb:Query': /\btable\.query(_keyed)?\(/,

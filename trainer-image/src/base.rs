@@ -8,13 +8,17 @@ use std::{
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use tunesmith_contract::{
     BaseModel, DocumentId,
-    job::{BaseSource, Location},
+    job::{BaseSource, Location, TrainJob},
 };
-use tunesmith_model::{Decoder, ModelConfig, ModelError, Quantization, Tokenizer};
+use tunesmith_model::{
+    Decoder, ModelConfig, ModelError, Quantization, Tokenizer,
+    weights::{INDEX, SINGLE},
+};
 use tunesmith_training::memory::check_base;
 
 use crate::{
     blocking::blocking,
+    context::Context,
     error::{Result, TrainerError},
     machine,
     store::{Entry, Store},
@@ -33,8 +37,6 @@ pub struct Base {
     pub tokenizer: Arc<Tokenizer>,
 }
 
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// Small files of a model folder, beside its weights; of these only the first two must be there.
 pub const COMPANIONS: [&str; 6] = [
     "config.json",
@@ -69,12 +71,26 @@ impl Base {
             let config = ModelConfig::from_file(&from.join(COMPANIONS[0])).map_err(unknown)?;
             check_base(&config, quantization, memory_limit_opt.or_else(machine::memory_limit))?;
             let model = Arc::new(Decoder::load_quantised(&from, quantization).map_err(unknown)?);
-            let tokenizer = Arc::new(Tokenizer::load(&from).map_err(unknown)?);
-            tokenizer.check_model(model.config().vocab_size).map_err(unknown)?;
+            let tokenizer = Arc::new(Tokenizer::load_for(&from, model.config()).map_err(unknown)?);
             Ok(Self { name, folder: from, model, tokenizer })
         })
         .await
     }
+
+    /// The base of a train job, stored as `quantization` says, within the job's memory limit.
+    ///
+    /// # Errors
+    /// As [`Base::load`].
+    pub async fn of_job(job: &TrainJob, quantization: Quantization, context: &Context) -> Result<Self> {
+        Self::load(&job.base, quantization, memory_limit(job), &context.store, &context.cache).await
+    }
+}
+
+/// What a train job may take of memory, in bytes: what it says, else what the machine has.
+#[must_use]
+pub fn memory_limit(job: &TrainJob) -> Option<u64> {
+    let said = job.training.memory_limit_mb.map(|mb| mb.saturating_mul(machine::MB));
+    said.or_else(machine::memory_limit)
 }
 
 /// The folder of the model's files, complete.
@@ -147,8 +163,8 @@ fn complete(source: &BaseSource, entries: &[Entry]) -> Result<()> {
     if !missing.is_empty() {
         return Err(unknown(source, format!("{} is missing", missing.join(" and "))));
     }
-    if !has(WEIGHTS) && !has(INDEX) {
-        return Err(unknown(source, format!("neither {WEIGHTS} nor {INDEX} is there")));
+    if !has(SINGLE) && !has(INDEX) {
+        return Err(unknown(source, format!("neither {SINGLE} nor {INDEX} is there")));
     }
     Ok(())
 }
@@ -182,8 +198,8 @@ fn from_hub(source: &BaseSource) -> Result<PathBuf> {
     for name in COMPANIONS.iter().skip(1).filter(|name| has(name)) {
         get(&repo, name)?;
     }
-    if has(WEIGHTS) {
-        get(&repo, WEIGHTS)?;
+    if has(SINGLE) {
+        get(&repo, SINGLE)?;
     } else {
         get(&repo, INDEX)?;
         for entry in entries.iter().filter(|entry| is_weights(&entry.name) && entry.name.starts_with("model-")) {

@@ -118,6 +118,17 @@ pub enum TrainerError {
         /// What the client said.
         detail: String,
     },
+    /// An adapter would be evaluated on another form of the base model than it was trained on and is served with.
+    #[error(
+        "the adapter was trained on the base model with quantization {trained}, the job says {loaded}; write training.quantization = \
+         {trained:?} into the job"
+    )]
+    OtherQuantization {
+        /// What the adapter says.
+        trained: &'static str,
+        /// What the job says.
+        loaded: &'static str,
+    },
     /// The exported model does not answer as the trained one does.
     #[error(
         "the exported {format} diverges from the trained model by {found:.3e} nats per token over {tokens} tokens, allowed are \
@@ -211,7 +222,9 @@ impl TrainerError {
             | Self::ExportDiverges { .. }
             | Self::ExportStops { .. }
             | Self::ExportReads { .. } => ErrorName::TrainingFailed,
-            Self::Json { .. } | Self::Usage(_) | Self::OtherSettings { .. } => ErrorName::InvalidInput,
+            Self::Json { .. } | Self::Usage(_) | Self::OtherSettings { .. } | Self::OtherQuantization { .. } => {
+                ErrorName::InvalidInput
+            }
             Self::Hub { .. } => ErrorName::ServiceUnavailable,
             Self::Missing { .. } => ErrorName::NotFound,
             Self::UnknownBaseModel { .. } => ErrorName::UnknownBaseModel,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use tunesmith_contract::{documents, job::ExportFormat};
-use tunesmith_model::{Adapter, Decoder, GenerationPrompt, Message, ModelError, Tokenizer, gguf::modelfile::Turns};
+use tunesmith_model::{Adapter, Decoder, GenerationPrompt, Message, ModelError, Tokenizer, gguf::Modelfile};
 use tunesmith_training::{
     Tokenisation,
     fidelity::{Carrying, Fidelity, compare},
@@ -24,8 +24,8 @@ pub struct Exported {
     pub adapter: Option<Adapter>,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The `Modelfile` beside it.
-    pub modelfile: Option<String>,
+    /// The `Modelfile` beside it, made from that tokenizer.
+    pub modelfile: Option<Modelfile>,
 }
 
 /// What people write for the form.
@@ -125,8 +125,8 @@ fn reads(format: ExportFormat, trained: &Tokenizer, exported: &Exported, lines: 
                 if a != b {
                     return differs("vocabulary", format!("{a:?}"), format!("{b:?}"));
                 }
-                if exported.modelfile.is_some()
-                    && let Some((wanted, found)) = by_ollama(trained, &messages)?.filter(|(a, b)| a != b)
+                if let Some(modelfile) = &exported.modelfile
+                    && let Some((wanted, found)) = by_ollama(trained, modelfile, &messages)?.filter(|(a, b)| a != b)
                 {
                     return differs("Modelfile", wanted, found);
                 }
@@ -145,29 +145,35 @@ fn rendered(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Option<String
     }
 }
 
-/// A conversation as the template and as the `Modelfile` write it; contents without white space around them, which a template
-/// may take away and Ollama leaves.
-fn by_ollama(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Option<(String, String)>> {
+/// A conversation as the trained model's template and as the `Modelfile` write it; contents without white space around them, which
+/// a template may take away and Ollama leaves.
+fn by_ollama(trained: &Tokenizer, modelfile: &Modelfile, messages: &[Message]) -> Result<Option<(String, String)>> {
     let trimmed: Vec<Message> = messages.iter().map(|m| Message::new(&m.role, m.content.trim())).collect();
-    let Some(turns) = tokenizer.chat_template().ok().and_then(Turns::of) else { return Ok(None) };
-    let wanted = rendered(tokenizer, &trimmed)?;
-    Ok(wanted.map(|wanted| (wanted, turns.render(&trimmed, GenerationPrompt::Leave))))
+    let wanted = rendered(trained, &trimmed)?;
+    let found = modelfile.render(&trimmed, GenerationPrompt::Leave).unwrap_or_default();
+    Ok(wanted.map(|wanted| (wanted, found)))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
+    use safetensors::{Dtype, SafeTensors};
     use tunesmith_contract::{
         DocumentId,
         documents::{Message as Turn, Role},
     };
+    use tunesmith_model::{AdapterConfig, rng::Rng};
 
     use super::*;
 
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("base-model")
+    }
+
     /// The embedded base model's tokenizer, changed.
     fn tokenizer(change: impl Fn(&mut serde_json::Value)) -> Arc<Tokenizer> {
-        let (base, folder) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("base-model"), tempfile::tempdir().unwrap());
+        let (base, folder) = (folder(), tempfile::tempdir().unwrap());
         for name in ["tokenizer.json", "tokenizer_config.json"] {
             let mut json = serde_json::from_str(&std::fs::read_to_string(base.join(name)).unwrap()).unwrap();
             change(&mut json);
@@ -177,9 +183,9 @@ mod tests {
     }
 
     fn exported(tokenizer: Arc<Tokenizer>) -> Exported {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("base-model");
-        let model = Arc::new(Decoder::load(&base).unwrap());
-        Exported { model, adapter: None, tokenizer, modelfile: Some(String::new()) }
+        let model = Arc::new(Decoder::load(&folder()).unwrap());
+        let modelfile = Modelfile::new("model.gguf", &tokenizer, 64).ok();
+        Exported { model, adapter: None, tokenizer, modelfile }
     }
 
     #[test]
@@ -215,5 +221,60 @@ mod tests {
         let digits = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let vocabulary = set("post_processor", digits);
         assert!(vocabulary.contains("another vocabulary: example 0"), "{vocabulary}");
+
+        // everything as it was trained, but Ollama would be told another template
+        let brackets = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}\
+            {% if add_generation_prompt %}[assistant]{% endif %}";
+        let other = tokenizer(|json| {
+            if json.get("chat_template").is_some() {
+                json["chat_template"] = brackets.into();
+            }
+        });
+        let modelfile = Some(Modelfile::new("model.gguf", &other, 64).unwrap());
+        let modelfile = found(&Exported { modelfile, ..exported(trained.clone()) });
+        assert!(modelfile.contains("another Modelfile: example 1 is \"[user]Who?[assistant]Zoë.\""), "{modelfile}");
+    }
+
+    /// The embedded base model with one weight that is no number.
+    fn broken() -> Decoder {
+        let to = tempfile::tempdir().unwrap();
+        std::fs::copy(folder().join("config.json"), to.path().join("config.json")).unwrap();
+        let mut bytes = std::fs::read(folder().join("model.safetensors")).unwrap();
+        let at = {
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let view = tensors.tensor("model.norm.weight").unwrap();
+            assert_eq!(view.dtype(), Dtype::F16);
+            view.data().as_ptr() as usize - bytes.as_ptr() as usize
+        };
+        bytes[at..at + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        std::fs::write(to.path().join("model.safetensors"), bytes).unwrap();
+        Decoder::load(to.path()).unwrap()
+    }
+
+    #[test]
+    fn a_forgotten_adapter_and_a_weight_that_is_no_number_diverge() {
+        let tokenizer = tokenizer(|_| {});
+        let base = Base {
+            name: "tunesmith-mini".parse().unwrap(),
+            folder: folder(),
+            model: Arc::new(Decoder::load(&folder()).unwrap()),
+            tokenizer: tokenizer.clone(),
+        };
+        let mut trained = Adapter::new(AdapterConfig::lora(2, 4.0), &base.model, 1).unwrap();
+        let mut rng = Rng::new(2, 2);
+        trained.update(|_, values| values.iter_mut().for_each(|v| *v += (rng.uniform() - 0.5) * 0.2)).unwrap();
+        let text = "Room 12 of the harbour office opens at 8 o'clock.".to_owned();
+        let lines = [documents::Example::Text { text, document: DocumentId::of(b"x") }];
+        let without = Exported { model: base.model.clone(), modelfile: None, ..exported(tokenizer.clone()) };
+        let nan = Exported { model: Arc::new(broken()), modelfile: None, ..exported(tokenizer) };
+        for format in [ExportFormat::GgufF16, ExportFormat::MergedSafetensors] {
+            let diverged = |exported: &Exported| match check(format, &base, &trained, exported, &lines, 64) {
+                Err(TrainerError::ExportDiverges { found, limit, tokens, .. }) if tokens > 5 => (found, limit),
+                other => panic!("{other:?}"),
+            };
+            let (found, limit) = diverged(&without);
+            assert!(found > limit, "{found} {limit}");
+            assert!(diverged(&nan).0.is_nan());
+        }
     }
 }

@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod progress;
 pub mod reference;
 pub mod resume;
+pub mod room;
 pub mod samples;
 pub mod serve;
 pub mod settings;

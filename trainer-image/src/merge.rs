@@ -1,7 +1,6 @@
 //! The adapter written into the weights, in the number format and the files of the base model.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -9,20 +8,21 @@ use std::{
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
-use serde_json::Value;
-use tunesmith_model::{Adapter, ModelError, adapters::Merge};
+use tunesmith_model::{
+    Adapter, ModelError,
+    adapters::Merge,
+    weights::{INDEX, SINGLE, files},
+};
 
 use crate::error::{Result, TrainerError};
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// Writes every weight file of `base` to `to`, with the adapter merged in. One file is in memory at a time; each has its name when
 /// it is whole, and one that is there is not written again. `progress` hears of each file how many there are and how many are
 /// written.
 ///
 /// # Errors
-/// [`ModelError::AdapterMismatch`] when the adapter is for another base.
+/// [`ModelError::AdapterMismatch`] when the adapter is for another base; [`TrainerError::Io`] when the disk is full: the file that
+/// was being written is removed then.
 pub fn write(base: &Path, adapter: &Adapter, to: &Path, mut progress: impl FnMut(usize, usize)) -> Result<()> {
     let mut merges = adapter.merges();
     let names = files(base)?;
@@ -33,7 +33,7 @@ pub fn write(base: &Path, adapter: &Adapter, to: &Path, mut progress: impl FnMut
         // SAFETY: the map is read-only and lives for this file only; as with every memory-mapped model, nobody may truncate it
         // meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(TrainerError::io(&from))?;
-        let bad = |error: SafeTensorError| bad(&from, &error);
+        let bad = |error: SafeTensorError| bad(&from, error);
         let tensors = SafeTensors::deserialize(&map).map_err(bad)?;
         if target.exists() {
             tensors.names().into_iter().for_each(|tensor| drop(merges.take(tensor)));
@@ -57,9 +57,16 @@ pub fn write(base: &Path, adapter: &Adapter, to: &Path, mut progress: impl FnMut
         // sorted, so that the same model gives the same bytes
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let part = target.with_added_extension("part");
-        safetensors::serialize_to_file(views, header.metadata().clone(), &part)
-            .map_err(|error| self::bad(&part, &error))?;
-        fs::rename(&part, &target).map_err(TrainerError::io(&target))?;
+        let written = safetensors::serialize_to_file(views, header.metadata().clone(), &part)
+            .map_err(|error| self::bad(&part, error))
+            // on the disk before it has its name: a file that is there is taken for whole
+            .and_then(|()| File::open(&part).and_then(|file| file.sync_all()).map_err(TrainerError::io(&part)))
+            .and_then(|()| fs::rename(&part, &target).map_err(TrainerError::io(&target)));
+        if written.is_err() {
+            // the first error says what is wrong
+            let _ = fs::remove_file(&part);
+        }
+        written?;
     }
     merges.finish()?;
     progress(names.len(), names.len());
@@ -91,30 +98,19 @@ fn merged(name: &str, view: &TensorView<'_>, merge: &Merge<'_>) -> Result<Vec<u8
     })
 }
 
-/// The files with weights.
-fn files(base: &Path) -> Result<Vec<String>> {
-    if base.join(SINGLE).exists() {
-        return Ok(vec![SINGLE.to_owned()]);
+fn bad(path: &Path, error: SafeTensorError) -> TrainerError {
+    match error {
+        // the file is not wrong, it cannot be written
+        SafeTensorError::IoError(source) => TrainerError::io(path)(source),
+        error => ModelError::BadSafetensors { path: PathBuf::from(path), reason: error.to_string() }.into(),
     }
-    let path = base.join(INDEX);
-    let text = fs::read_to_string(&path).map_err(TrainerError::io(&path))?;
-    let location = tunesmith_contract::job::Location::Local(path);
-    let index: Value = serde_json::from_str(&text).map_err(TrainerError::json(&location, "index of weights"))?;
-    let names = index["weight_map"].as_object().into_iter().flat_map(|map| map.values()).filter_map(Value::as_str);
-    // only the last part of a name: an index must not reach outside its folder
-    let names: BTreeSet<String> = names.filter_map(|name| name.rsplit('/').next()).map(str::to_owned).collect();
-    Ok(names.into_iter().collect())
-}
-
-fn bad(path: &Path, error: &SafeTensorError) -> TrainerError {
-    ModelError::BadSafetensors { path: PathBuf::from(path), reason: error.to_string() }.into()
 }
 
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor};
     use tunesmith_model::{
-        Module,
+        AdapterConfig, Decoder, Module,
         adapters::{ModuleAdapter, Place, lora::Lora},
     };
 
@@ -128,6 +124,24 @@ mod tests {
 
     fn place() -> Place {
         Place { layer: 0, module: Module::Q, path: Module::Q.path_in(0), shape: [1, 2] }
+    }
+
+    /// A link in the place of the file that is being written, to a device that is always full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_told_from_a_damaged_file_and_nothing_half_written_is_left() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("base-model");
+        let model = Decoder::load(&base).unwrap();
+        let adapter = Adapter::new(AdapterConfig::lora(1, 2.0), &model, 1).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", to.path().join("model.safetensors.part")).unwrap();
+        let error = write(&base, &adapter, to.path(), |_, _| {}).unwrap_err();
+        let TrainerError::Io { path, source } = &error else { panic!("{error}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
+        assert!(path.ends_with("model.safetensors.part") && error.to_string().contains("the disk has room"), "{error}");
+        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0, "nothing half-written");
+        write(&base, &adapter, to.path(), |_, _| {}).unwrap();
+        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1);
     }
 
     #[test]

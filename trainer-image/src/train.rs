@@ -14,7 +14,7 @@ use crate::{
     blocking::blocking,
     context::Context,
     error::{Result, TrainerError},
-    evaluation::{self, EVALUATION, TestSplit},
+    evaluation::{self, EVALUATION, Models, TestSplit},
     examples::{Split, tokenisation},
     halt::Halt,
     machine,
@@ -27,7 +27,8 @@ use crate::{
 /// Does the whole job. The result depends on nothing but the job and what it names.
 pub async fn run(job: &TrainJob, context: &Context) -> Result<TrainReport, Halt> {
     let started = Instant::now();
-    let base = context.stop.or(base(job, context)).await??;
+    let base = context.stop.or(Base::of_job(job, quantization(&job.training), context)).await??;
+    let live = context.stop.or(evaluation::fetch_live(job, &base, context)).await??;
     let inputs = context.stop.or(inputs(job, &base, context)).await??;
     let trained = training::train(job, inputs, context).await?;
     let finishing = async {
@@ -38,7 +39,7 @@ pub async fn run(job: &TrainJob, context: &Context) -> Result<TrainReport, Halt>
         let logits = blocking(move || Ok(reference::logits(&of, &adapter)?)).await?;
         context.store.put_json(&job.output.join(REFERENCE), &logits).await?;
         let test = context.stop.or(test_split(job, &base, context)).await??;
-        evaluation::evaluate(job, &base, tuned, test, context).await?;
+        evaluation::evaluate(job, Models { base, tuned, live }, test, context).await?;
         Ok::<_, Halt>(adapter_at)
     };
     let adapter = finishing.await.map_err(|halt: Halt| halt.saved_at(trained.steps))?;
@@ -55,17 +56,12 @@ pub async fn run(job: &TrainJob, context: &Context) -> Result<TrainReport, Halt>
 
 /// Evaluates the adapter that lies in the run's folder.
 pub async fn evaluate(job: &TrainJob, context: &Context) -> Result<Evaluation, Halt> {
-    let base = context.stop.or(base(job, context)).await??;
+    let base = context.stop.or(Base::of_job(job, quantization(&job.training), context)).await??;
+    let live = context.stop.or(evaluation::fetch_live(job, &base, context)).await??;
     let from = job.output.join("adapter");
     let tuned = context.stop.or(evaluation::fetch_adapter(context, &base, &from, "adapter")).await??;
     let test = context.stop.or(test_split(job, &base, context)).await??;
-    evaluation::evaluate(job, &base, tuned, test, context).await
-}
-
-/// The base model as it is trained on and evaluated.
-async fn base(job: &TrainJob, context: &Context) -> Result<Base> {
-    let limit_opt = job.training.memory_limit_mb.map(|mb| mb.saturating_mul(machine::MB));
-    Base::load(&job.base, quantization(&job.training), limit_opt, &context.store, &context.cache).await
+    evaluation::evaluate(job, Models { base, tuned, live }, test, context).await
 }
 
 async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs> {

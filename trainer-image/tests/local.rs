@@ -10,7 +10,7 @@ use tunesmith_contract::{
     evaluation::Evaluation,
     job::{ExportReport, MetricLine, ReferenceLogits, TrainReport},
 };
-use tunesmith_model::{Decoder, Tokenizer, peft};
+use tunesmith_model::{Adapter, AdapterConfig, Decoder, Tokenizer, peft};
 use tunesmith_serving::{ServedModel, openai::Weights};
 
 fn json_of<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> T {
@@ -92,7 +92,15 @@ fn a_run_learns_evaluates_and_exports_what_it_learnt() {
     // as do the files of llama.cpp, the less the fewer bits they have; nothing stays in the cache
     let reports = ["gguf-f16", "gguf-q8_0", "gguf-q4_k"].map(|format| export(&fixture, "run", format, true));
     assert!(reports.is_sorted_by(|a, b| a.mean_kl < b.mean_kl && a.same_top >= b.same_top), "{reports:?}");
-    assert_eq!(fixture.files("run-gguf-q4_k").into_keys().collect::<Vec<_>>(), ["Modelfile", "model.gguf"]);
+    let files = fixture.files("run-gguf-q4_k");
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["Modelfile", "model.gguf"]);
+    let (modelfile, tokenizer) = (text(&files["Modelfile"]), Tokenizer::load(&fixture.path("base")).unwrap());
+    let template = "TEMPLATE \"\"\"{{ range .Messages }}{{ if eq .Role \"system\" }}<|system|>{{ .Content }}<|end|>";
+    assert!(modelfile.contains(template) && modelfile.ends_with("PARAMETER num_ctx 1024\n"), "{modelfile}");
+    for id in tokenizer.terminators() {
+        let stop = format!("PARAMETER stop {:?}\n", tokenizer.token(*id).unwrap());
+        assert!(modelfile.contains(&stop), "{stop} is not in {modelfile}");
+    }
     assert!(fixture.files("cache").is_empty(), "{:?}", fixture.files("cache").keys());
 }
 
@@ -140,7 +148,10 @@ fn verifying_needs_a_dataset_and_adapters_of_other_bases_are_refused() {
         std::fs::copy(goldens.join(name), fixture.path("other").join(name)).unwrap();
     }
     let error = refused(|_, _| {}, &[]);
-    assert!(error.contains("has shape") && error.contains("do not belong"), "{error}");
+    assert!(
+        error.contains("has shape") && error.contains("load the base model that adapter_config.json names"),
+        "{error}"
+    );
     let config = fixture.path("other/adapter_config.json");
     let mut json: Value = json_of(&std::fs::read(&config).unwrap());
     json["r"] = json!(0);
@@ -323,10 +334,60 @@ fn a_quantised_base_is_trained_evaluated_and_served_alike_and_merged_as_it_is() 
         "format": "merged-safetensors", "output": fixture.path("qlora-merged")});
     let done = fixture.trainer("export", &fixture.write_export("qlora-merged.json", &export)).output().unwrap();
     assert!(done.status.success(), "{}", text(&done.stderr));
+    assert_eq!(
+        json_of::<Value>(&done.stdout)["base_quantization"],
+        "nf4",
+        "the exported model is not the evaluated one"
+    );
+    assert!(text(&done.stderr).contains("trained and evaluated on a quantised base"), "{}", text(&done.stderr));
     let merged = Decoder::load(&fixture.path("qlora-merged")).unwrap();
     let logits = merged.advance(&mut merged.new_cache(), &reference.tokens, None).unwrap();
     let difference = logits.iter().zip(&unquantised).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(difference < 0.05, "{difference}: more than rounding to f16 explains");
+}
+
+#[test]
+fn every_adapter_is_evaluated_on_the_base_as_it_was_trained_on_it() {
+    let fixture = Fixture::new();
+    let mut job = fixture.job("qlora");
+    (job["training"]["quantization"], job["training"]["max_steps"]) = (json!("nf4"), json!(2));
+    let done = fixture.trainer("train", &fixture.write_job("qlora.json", &job)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let quantised: Evaluation = json_of(&fixture.files("qlora")["evaluation.json"]);
+
+    // on the base as it is in its files nobody serves it
+    job["training"]["quantization"] = json!("none");
+    let refused = fixture.trainer("evaluate", &fixture.write_job("qlora-on-f32.json", &job)).output().unwrap();
+    let log = text(&refused.stderr);
+    let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!((refused.status.code(), &last["name"]), (Some(1), &json!("InvalidInput")), "{log}");
+    let message = last["message"].as_str().unwrap();
+    assert!(message.contains("quantization nf4, the job says none") && message.contains("= \"nf4\""), "{message}");
+
+    // beside an adapter of another form it is scored as when it was trained
+    let plain = Decoder::load(&fixture.path("base")).unwrap();
+    let fresh = Adapter::new(AdapterConfig::lora(2, 4.0), &plain, 1).unwrap();
+    peft::save(&fresh, &fixture.path("plain/adapter"), "tunesmith-mini").unwrap();
+    let mut job = fixture.job("plain");
+    job["live_adapter"] = json!(fixture.path("qlora/adapter"));
+    let done = fixture.trainer("evaluate", &fixture.write_job("plain.json", &job)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let evaluation: Evaluation = json_of(&done.stdout);
+    assert_ne!(evaluation.base, quantised.base, "the base of this run is not quantised");
+    assert_eq!(evaluation.live, Some(quantised.tuned), "the live model is");
+}
+
+#[test]
+fn a_live_adapter_of_another_base_is_left_out_and_stops_no_training() {
+    let fixture = Fixture::new();
+    let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/goldens/gqa-tied/train/final");
+    let mut job = fixture.job("run");
+    job["live_adapter"] = json!(goldens);
+    let done = fixture.trainer("train", &fixture.write_job("run.json", &job)).output().unwrap();
+    let log = text(&done.stderr);
+    assert!(done.status.success() && log.contains("the live model is left out of the evaluation"), "{log}");
+    let written = std::fs::read(fixture.path("run/evaluation.json")).unwrap();
+    assert_eq!(json_of::<Evaluation>(&written).live, None);
 }
 
 #[test]

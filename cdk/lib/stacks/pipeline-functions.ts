@@ -127,7 +127,9 @@ export function trainingSpecs(r: PipelineResources) {
       allow: [
         ...bucketAccess(data.documents.bucketArn, { read: ['*/project.toml'], list: true }),
         ...bucketAccess(workspace, { read: ['projects/*/runs/*/plan.json'], list: true }),
-        tableAccess(data.table.tableArn, ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['BUDGET#*', 'PROJECT#*'], ['GetItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['PutItem']),
+        tableAccess(data.table.tableArn, ['ENDPOINT', 'LEASE'], ['Query']),
         // Whether the pipeline that holds a reservation is still there.
         describePipelines(),
         allow(['sns:Publish'], [data.notifications.topicArn]),
@@ -290,11 +292,9 @@ export function watchingSpecs(r: PipelineResources) {
       // One meter at a time: two would count the same seconds twice.
       reserved: 1,
       allow: [
-        tableAccess(
-          data.table.tableArn,
-          ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'],
-          ['DeleteItem', 'GetItem', 'Query', 'UpdateItem'],
-        ),
+        tableAccess(data.table.tableArn, ['BUDGET#*', 'ENDPOINT', 'LEASE', 'PROJECT#*'], ['Query', 'UpdateItem']),
+        // What is live is looked up, and ends with its endpoint.
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['DeleteItem', 'GetItem']),
         allow(['sagemaker:DeleteEndpoint', 'sagemaker:DescribeEndpoint'], [endpointArn()]),
         allow(['sns:Publish'], [data.alarms.topicArn]),
       ],
@@ -304,8 +304,9 @@ export function watchingSpecs(r: PipelineResources) {
       memoryMb: 256,
       timeout: Duration.minutes(2),
       allow: [
-        tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['PutItem', 'Query', 'UpdateItem']),
-        tableAccess(data.table.tableArn, ['ENDPOINT', 'PROJECT#*'], ['DeleteItem', 'GetItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['LEASE'], ['PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['ENDPOINT'], ['DeleteItem', 'GetItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'UpdateItem']),
         ...deleteEndpoints(),
         allowWithoutResource('ec2:DescribeInstances', 'states:SendTaskFailure'),
         describePipelines(),

@@ -276,16 +276,23 @@ impl Table {
         }
     }
 
-    /// Deletes an item; one that is not there is as good as deleted.
-    pub async fn delete(&self, key: &ItemKey) -> Result<(), AwsError> {
-        self.client
+    /// Deletes an item when the condition holds: it is still the one that was looked at.
+    pub async fn delete_if(&self, key: &ItemKey, condition: Expression) -> Result<Conditional<()>, AwsError> {
+        condition.check("DeleteItem")?;
+        let sent = self
+            .client
             .delete_item()
             .table_name(&self.name)
             .set_key(Some(key_item(key)))
+            .condition_expression(condition.text)
+            .set_expression_attribute_names(filled(condition.names))
+            .set_expression_attribute_values(filled(condition.values))
             .send()
-            .await
-            .map_err(aws!("dynamodb", "DeleteItem"))?;
-        Ok(())
+            .await;
+        match sent {
+            Ok(_) => Ok(Conditional::Done(())),
+            Err(error) => condition_is_value(aws!("dynamodb", "DeleteItem")(error)),
+        }
     }
 
     /// Sets a number that only rises: a writer that is late, or repeated, changes nothing. Nothing happens without the item.

@@ -174,9 +174,19 @@ pub fn plan_reserve(input: &ReserveInput<'_>) -> Result<ReservePlan, LedgerError
         settled,
         returned: Usd::ZERO,
         attempts,
-        interruptions: 0, // counted anew for each execution
+        interruptions: 0,    // counted anew for each execution
+        stop_mail_due: None, // it goes on, and its owner is mailed about that
     };
     Ok(ReservePlan::Reserve { project, account, record: Box::new(record) })
+}
+
+/// A budget with this limit. A new limit is a new budget: alarms that it has not reached go off again.
+#[must_use]
+pub fn with_limit(item: BudgetItem, limit: Usd) -> BudgetItem {
+    let reached = reached_percents(item.reserved.saturating_add(item.spent), limit);
+    let is_kept = |percent: &u8| limit == item.limit || reached.contains(percent);
+    let alarms_sent = item.alarms_sent.iter().copied().filter(is_kept).collect();
+    BudgetItem { limit, alarms_sent, ..item }
 }
 
 /// What the budgets hold for this run now.
@@ -294,9 +304,7 @@ fn reserve(
             remedy,
         });
     }
-    // a new limit is a new budget: alarms that it has not reached go off again
-    let reached = reached_percents(used, limit);
-    let alarms_sent = item.alarms_sent.iter().copied().filter(|p| limit == item.limit || reached.contains(p)).collect();
-    let after = BudgetItem { limit, reserved: item.reserved.saturating_add(needed), alarms_sent, ..item };
+    let reserved = item.reserved.saturating_add(needed);
+    let after = BudgetItem { reserved, ..with_limit(item, limit) };
     Ok(BudgetChange { before: budget.cloned(), after })
 }

@@ -13,7 +13,7 @@ pub use endpoint::{EndpointPrice, UnknownPrice};
 pub use forecast::{ALARM_PERCENTS, forecast, reached_percents};
 pub use ledger::{
     BudgetChange, LedgerError, Owner, ReserveInput, ReservePlan, SettleInput, SettlePlan, open_reservation,
-    plan_reserve, plan_settle,
+    plan_reserve, plan_settle, with_limit,
 };
 pub use prices::{Machine, PriceTable, QuotaCodes};
 pub use quote::{QuoteError, QuoteInput, Quoted, SpotOffer, candidates, quote};

@@ -23,6 +23,8 @@ pub enum ShapeError {
 pub struct ModelShape {
     /// Number of parameters.
     pub parameters: u64,
+    /// Those of them that lie in matrices of the layers, which can be quantised; embedding, head and norms cannot.
+    pub in_layers: u64,
     /// Number of layers; 0 when only the parameters are known.
     pub layers: u64,
     /// Width of the residual stream; 0 when only the parameters are known.
@@ -101,7 +103,8 @@ impl ModelShape {
         let tables = if tied { 1 } else { 2 };
         let embeddings = tables * config.vocab_size * config.hidden_size;
         let parameters = embeddings + config.num_hidden_layers * (attention + mlp + norms) + config.hidden_size;
-        Ok(Self { parameters, layers: config.num_hidden_layers, hidden: config.hidden_size })
+        let in_layers = config.num_hidden_layers * (attention + mlp);
+        Ok(Self { parameters, in_layers, layers: config.num_hidden_layers, hidden: config.hidden_size })
     }
 
     /// Four matrices in attention, two in the feed-forward layer, learned positions, one table for embedding and head.
@@ -121,11 +124,13 @@ impl ModelShape {
         let norms = 4 * hidden;
         let embeddings = (config.vocab_size + config.n_positions) * hidden;
         let parameters = embeddings + layers * (attention + mlp + norms) + 2 * hidden;
-        Ok(Self { parameters, layers, hidden })
+        let in_layers = layers * (4 * hidden * hidden + 2 * hidden * inner);
+        Ok(Self { parameters, in_layers, layers, hidden })
     }
 
     /// From a name that says it: `SmolLM2-135M`, `Llama-3.2-1B-Instruct`, `qwen2.5-0.5b`. For models that are downloaded by
-    /// the trainer, whose `config.json` is not in the bucket.
+    /// the trainer, whose `config.json` is not in the bucket. Of small models as little as seven tenths lie in the layers
+    /// (Qwen2.5-0.5B: 0.72), of larger ones more.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.rsplit('/').next()?.to_ascii_lowercase();
@@ -137,7 +142,12 @@ impl ModelShape {
             let plain = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
             let value: f64 = if plain { number.parse().ok()? } else { return None };
             let parameters = value * scale;
-            (1e5..1e13).contains(&parameters).then_some(Self { parameters: parameters as u64, layers: 0, hidden: 0 })
+            (1e5..1e13).contains(&parameters).then_some(Self {
+                parameters: parameters as u64,
+                in_layers: (0.7 * parameters) as u64,
+                layers: 0,
+                hidden: 0,
+            })
         })
     }
 }
@@ -159,7 +169,7 @@ mod tests {
         // gpt2: 124,439,808
         let gpt2 = br#"{"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12,
             "n_positions": 1024, "n_inner": null}"#;
-        let shape = ModelShape { parameters: 124_439_808, layers: 12, hidden: 768 };
+        let shape = ModelShape { parameters: 124_439_808, in_layers: 12 * 12 * 768 * 768, layers: 12, hidden: 768 };
         assert_eq!(ModelShape::from_config(gpt2).unwrap(), shape);
     }
 

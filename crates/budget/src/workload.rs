@@ -3,7 +3,7 @@
 use tunesmith_contract::{
     Seconds,
     documents::{DatasetManifest, SplitSize},
-    settings::TrainingSettings,
+    settings::{Quantization, Recompute, TrainingSettings},
 };
 
 use crate::{Machine, ModelShape};
@@ -47,8 +47,8 @@ pub struct Workload {
 ///
 /// Forward takes 2 operations for each parameter and token; backward over a frozen base as many again (gradients of
 /// activations, none of weights). Attention adds 4 · layers · sequence · hidden for each token, in each pass. Evaluation is
-/// two forward passes (base and tuned) over validation and test split. Source of the counting: Kaplan et al. 2020, "Scaling
-/// Laws for Neural Language Models", table 1.
+/// two forward passes (base and tuned) over validation and test split. Recomputed layers are one more forward pass in training.
+/// Source of the counting: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", table 1.
 #[must_use]
 pub fn workload(input: &WorkloadInput<'_>) -> Workload {
     let t = input.training;
@@ -67,18 +67,34 @@ pub fn workload(input: &WorkloadInput<'_>) -> Workload {
     let attention = 4.0 * (input.shape.layers * input.shape.hidden) as f64 * length as f64;
     let forward = 2.0 * parameters + attention;
     let scored = (tokens(&input.dataset.test) + tokens(&input.dataset.validation)) as f64;
-    let flops = forward * (2.0 * trained as f64 + 2.0 * scored);
+    let passes = if t.recompute == Recompute::Layers { 3.0 } else { 2.0 };
+    let flops = forward * (passes * trained as f64 + 2.0 * scored);
 
-    // f32 weights; activations: about 16 values of hidden width for each token and layer of a batch; 1 GiB for the rest
+    // activations: about 16 values of hidden width for each token and layer of a batch, or one for each layer and 16 for the one
+    // that is computed again; 1 GiB for the rest
     let batch_tokens = (u64::from(t.batch_size) * length) as f64;
-    let activations = batch_tokens * (input.shape.layers * input.shape.hidden) as f64 * 16.0 * 4.0;
-    let memory_gib = (parameters * 4.0 * 1.1 + activations) / f64::from(1_u32 << 30) + 1.0;
+    let layers = input.shape.layers as f64;
+    let kept = if t.recompute == Recompute::Layers { layers + 16.0 } else { layers * 16.0 };
+    let activations = batch_tokens * input.shape.hidden as f64 * kept * 4.0;
+    let in_layers = input.shape.in_layers as f64;
+    let weights = 4.0 * (parameters - in_layers) + in_layers * bits(t.quantization) / 8.0;
+    let memory_gib = (weights * 1.1 + activations) / f64::from(1_u32 << 30) + 1.0;
     Workload {
         steps: u32::try_from(steps).unwrap_or(u32::MAX),
         tokens: trained,
         flops,
         memory_gib,
         parameters: input.shape.parameters,
+    }
+}
+
+/// Of a stored value, block scales included.
+fn bits(quantization: Quantization) -> f64 {
+    match quantization {
+        Quantization::None => 32.0,
+        Quantization::Nf4 => 4.13,
+        Quantization::Q8_0 => 8.5,
+        Quantization::Q4K => 4.5,
     }
 }
 
@@ -131,8 +147,10 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) const MINI: ModelShape = ModelShape { parameters: 5_000_000, layers: 6, hidden: 256 };
-    pub(crate) const SEVEN_B: ModelShape = ModelShape { parameters: 7_000_000_000, layers: 32, hidden: 4096 };
+    pub(crate) const MINI: ModelShape =
+        ModelShape { parameters: 5_000_000, in_layers: 4_000_000, layers: 6, hidden: 256 };
+    pub(crate) const SEVEN_B: ModelShape =
+        ModelShape { parameters: 7_000_000_000, in_layers: 6_500_000_000, layers: 32, hidden: 4096 };
 
     fn of(shape: ModelShape, training: &TrainingSettings, bytes: u64) -> Workload {
         workload(&WorkloadInput { shape, training, dataset: &manifest(bytes) })
@@ -166,6 +184,20 @@ pub(crate) mod tests {
         larger.memory_gib = 64;
         assert!(work.fits(&larger), "{}", work.memory_gib);
         assert!(of(MINI, &TrainingSettings::default(), 768_000).fits(table.machine("c7i.large").unwrap()));
+    }
+
+    #[test]
+    fn a_quantised_base_and_recomputed_layers_fit_a_smaller_machine() {
+        let plain = TrainingSettings::default();
+        let nf4 = TrainingSettings { quantization: Quantization::Nf4, ..plain.clone() };
+        let both = TrainingSettings { recompute: Recompute::Layers, ..nf4.clone() };
+        let [all, small, smallest] = [&plain, &nf4, &both].map(|training| of(SEVEN_B, training, 768_000));
+        // 6.5 of 7 billion values shrink from 32 to 4.13 bits
+        let saved = 1.1 * 6.5e9 * (32.0 - 4.13) / 8.0 / f64::from(1_u32 << 30);
+        assert!((all.memory_gib - small.memory_gib - saved).abs() < 1e-6, "{} {}", all.memory_gib, small.memory_gib);
+        assert!(smallest.memory_gib < 0.6 * small.memory_gib, "{} {}", small.memory_gib, smallest.memory_gib);
+        assert_eq!(all.flops, small.flops);
+        assert!((1.3..1.5).contains(&(smallest.flops / small.flops)));
     }
 
     #[test]

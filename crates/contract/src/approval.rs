@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{ProjectId, RunId},
+    settings::ServingSettings,
     time::{Seconds, UnixTime},
 };
 
@@ -33,7 +34,7 @@ pub enum Via {
 }
 
 /// Table item `APPROVAL#{run}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ApprovalRecord {
     /// The project.
     pub project: ProjectId,
@@ -47,6 +48,11 @@ pub struct ApprovalRecord {
     pub asked_at: UnixTime,
     /// When it lapses.
     pub expires_at: UnixTime,
+    /// How the model is served if the answer is yes: what the price in the question is of. It holds however often the run is
+    /// deployed, whatever `project.toml` says by then. A record that does not say it approved nothing that is billed by the hour:
+    /// the default is serverless.
+    #[serde(default)]
+    pub serving: ServingSettings,
     /// The answer; written once, by a conditional update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<ApprovalDecision>,
@@ -66,4 +72,18 @@ pub struct ApprovalDecision {
     pub reason: String,
     /// When.
     pub at: UnixTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ServingMode;
+
+    #[test]
+    fn an_approval_that_does_not_say_how_is_one_of_nothing_that_is_billed_by_the_hour() {
+        let written = r#"{"project": "handbook", "run": "run-0123456789ab", "task_token": "t", "secret_hash": "",
+            "asked_at": 0, "expires_at": 1}"#;
+        let record: ApprovalRecord = serde_json::from_str(written).unwrap();
+        assert_eq!(record.serving.mode, ServingMode::Serverless);
+    }
 }

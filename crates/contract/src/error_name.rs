@@ -87,8 +87,27 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with this message; the name's own remedy is appended when the message does not end with it.
+    /// A failure with this message, which says what to do: in its own words, or with [`ErrorName::remedy`].
     pub fn new(name: ErrorName, message: impl Into<String>) -> Self {
         Self { name, message: message.into() }
+    }
+
+    /// [`ErrorName::NotFound`]: an earlier step must have written `what` (`the plan`) of a run or dataset, and it is not there.
+    #[must_use]
+    pub fn missing(what: &str, id: &impl fmt::Display) -> Self {
+        let name = ErrorName::NotFound;
+        Self::new(name, format!("{what} of {id} is missing. {}", name.remedy()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_the_remedy() {
+        let failure = Failure::missing("the plan", &"run-0123456789ab");
+        assert_eq!(failure.name, ErrorName::NotFound);
+        assert!(failure.message.starts_with("the plan of run-0123456789ab is missing. Start the pipeline again"));
     }
 }

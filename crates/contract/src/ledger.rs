@@ -182,6 +182,9 @@ pub struct RunRecord {
     pub attempts: u32,
     /// How many attempts of the execution that owns the run ended in a spot interruption or were lost.
     pub interruptions: u32,
+    /// Its pipeline was gone and `guard-budget` settled it: where it stood then, until its owner was mailed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_mail_due: Option<RunStatus>,
 }
 
 /// Whether a lease still allows its machine to run.
@@ -296,6 +299,9 @@ pub struct EndpointMeter {
     /// When somebody began to delete it. Whoever sets this deletes it; it never becomes live again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<UnixTime>,
+    /// `watch-costs` has ended it and owes the mail about it: when the next look may send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_mail_due: Option<UnixTime>,
     /// Price of one instance; zero for a serverless endpoint.
     pub price_per_hour: Usd,
     /// Number of instances.
@@ -326,10 +332,11 @@ impl EndpointMeter {
         self.instances > 0 && self.price_per_hour > Usd::ZERO
     }
 
-    /// Whether it has ended and nothing is left to charge: the item may go.
+    /// Whether it has ended and nothing is left to charge or to mail: the item may go.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.ended_at.is_some_and(|end| !self.is_billed_by_the_hour() || self.metered_until >= end)
+        let is_charged = |end: UnixTime| !self.is_billed_by_the_hour() || self.metered_until >= end;
+        self.ended_at.is_some_and(is_charged) && self.stop_mail_due.is_none()
     }
 }
 

@@ -309,16 +309,20 @@ pub struct VerifyEndpointInput {
     pub run: RunId,
 }
 
-/// Input of `sweep-resources`: a schedule sends none of the fields, a failing pipeline sends both.
+/// Input of `sweep-resources`: a schedule sends none of the fields, a pipeline that is done with its run sends all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SweepResourcesInput {
     /// Only this project's.
     #[serde(default)]
     pub project: Option<ProjectId>,
-    /// Only this run's: all its machines, expired or not, and its endpoint, unless that is live.
+    /// Only this run's machines and its endpoint.
     #[serde(default)]
     pub run: Option<RunId>,
+    /// Execution ARN of the pipeline that sends this, and is done: its own machines end, expired or not, and its own endpoint,
+    /// unless that is live. What another pipeline of the same run works with stays.
+    #[serde(default)]
+    pub execution: Option<String>,
 }
 
 /// Output of `sweep-resources`.

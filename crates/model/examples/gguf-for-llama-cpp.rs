@@ -7,7 +7,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use tunesmith_model::gguf::{Encoding, GgufExport, GgufModel, modelfile};
+use tunesmith_model::gguf::{Encoding, GgufExport, GgufModel, Modelfile};
 use tunesmith_model::rng::Rng;
 use tunesmith_model::{
     Adapter, AdapterConfig, Decoder, GenerationPrompt, LoraConfig, Message, Method, ModelError, Tokenizer,
@@ -72,7 +72,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
     }
     std::fs::write(out.join("golden.json"), serde_json::to_vec(&golden)?)?;
-    std::fs::write(out.join("Modelfile"), modelfile("F16.gguf", &tokenizer, model.config().max_position_embeddings)?)?;
+    let modelfile = Modelfile::new("F16.gguf", &tokenizer, model.config().max_position_embeddings)?;
+    std::fs::write(out.join("Modelfile"), modelfile.text())?;
     Ok(())
 }
 

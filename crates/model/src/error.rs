@@ -207,6 +207,19 @@ pub enum ModelError {
         /// What differs.
         reason: String,
     },
+    /// An adapter on the disk that was trained on another base model than the one it is to sit on.
+    #[error(
+        "adapter {adapter} does not belong to this base model: {reason}; load the base model that adapter_config.json names \
+         ({base:?}), or fetch the adapter again"
+    )]
+    ForeignAdapter {
+        /// Its folder.
+        adapter: PathBuf,
+        /// The base model that it names; empty when it names none.
+        base: String,
+        /// By what it was recognised.
+        reason: String,
+    },
     /// Adapters that cannot be combined into one.
     #[error("adapters cannot be combined: {reason}; {remedy}")]
     CannotCombine {

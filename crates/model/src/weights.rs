@@ -12,17 +12,31 @@ use candle_core::Tensor;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::error::{ModelError, Result};
 use crate::ops::{filled, tensor};
 
+/// The one file of a model that is not split.
+pub const SINGLE: &str = "model.safetensors";
+/// The file that names the shards of a model that is.
+pub const INDEX: &str = "model.safetensors.index.json";
+
 /// Mapped files and where each tensor lies.
 pub struct Weights {
     folder: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<Mapped>,
     tensors: BTreeMap<String, usize>,
+}
+
+/// A file with its header, which is parsed once: a model has hundreds of tensors, and each is asked for.
+struct Mapped {
+    map: Mmap,
+    header: Metadata,
+    /// Where the values begin.
+    start: usize,
 }
 
 #[derive(Deserialize)]
@@ -30,25 +44,31 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Names of the files with weights in a model folder, sorted.
+///
+/// # Errors
+/// [`ModelError::MissingShard`] when one that the index names is not there.
+pub fn files(folder: &Path) -> Result<Vec<String>> {
+    let path = folder.join(INDEX);
+    if folder.join(SINGLE).exists() || !path.exists() {
+        return Ok(vec![SINGLE.to_owned()]);
+    }
+    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+    let index: Index = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
+    // only the last part of a name: an index must not reach outside its folder
+    let shards = || index.weight_map.values().filter_map(|name| name.rsplit('/').next());
+    let names: BTreeSet<&str> = shards().collect();
+    if let Some(missing) = names.iter().find(|name| !folder.join(name).exists()) {
+        let num_tensors = shards().filter(|name| name == missing).count();
+        return Err(ModelError::MissingShard { path: folder.join(missing), index: path, num_tensors });
+    }
+    Ok(names.into_iter().map(str::to_owned).collect())
+}
+
 impl Weights {
     /// Maps the files of `folder` and reads their headers.
     pub fn open(folder: &Path) -> Result<Self> {
-        let index_path = folder.join("model.safetensors.index.json");
-        let single = folder.join("model.safetensors");
-        let paths: Vec<PathBuf> = if !single.exists() && index_path.exists() {
-            let text = fs::read_to_string(&index_path).map_err(ModelError::io(&index_path))?;
-            let index: Index = serde_json::from_str(&text).map_err(ModelError::json(&index_path))?;
-            // only the last part of a name: an index must not reach outside its folder
-            let shards = || index.weight_map.values().filter_map(|name| name.rsplit('/').next());
-            let names: BTreeSet<&str> = shards().collect();
-            if let Some(missing) = names.iter().find(|name| !folder.join(name).exists()) {
-                let num_tensors = shards().filter(|name| name == missing).count();
-                return Err(ModelError::MissingShard { path: folder.join(missing), index: index_path, num_tensors });
-            }
-            names.into_iter().map(|name| folder.join(name)).collect()
-        } else {
-            vec![single]
-        };
+        let paths = files(folder)?.into_iter().map(|name| folder.join(name)).collect();
         Self::open_files(folder, paths)
     }
 
@@ -59,11 +79,12 @@ impl Weights {
             let file = File::open(&path).map_err(ModelError::io(&path))?;
             // SAFETY: the map is read-only; as with every memory-mapped model file, nobody may truncate it while it is in use.
             let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io(&path))?;
-            let names: Vec<String> = parse(&path, &map)?.names().into_iter().map(str::to_owned).collect();
-            for name in names {
-                weights.tensors.insert(name, weights.files.len());
-            }
-            weights.files.push((path, map));
+            let (length, header) = SafeTensors::read_metadata(&map)
+                .map_err(|error| ModelError::BadSafetensors { path: path.clone(), reason: error.to_string() })?;
+            let index = weights.files.len();
+            weights.tensors.extend(header.offset_keys().into_iter().map(|name| (name, index)));
+            // the header follows its own length
+            weights.files.push(Mapped { map, header, start: size_of::<u64>() + length });
         }
         Ok(weights)
     }
@@ -86,15 +107,15 @@ impl Weights {
             wanted: wanted.to_vec(),
             folder: self.folder.clone(),
         };
-        let (path, map) = self.tensors.get(name).and_then(|index| self.files.get(*index)).ok_or_else(missing)?;
-        let parsed = parse(path, map)?;
-        let view = parsed.tensor(name).map_err(|_| missing())?;
-        if view.shape() != wanted {
-            let found = view.shape().to_vec();
+        let file = self.tensors.get(name).and_then(|index| self.files.get(*index)).ok_or_else(missing)?;
+        let info = file.header.info(name).ok_or_else(missing)?;
+        if info.shape != wanted {
+            let found = info.shape.clone();
             return Err(ModelError::WrongShape { name: name.to_owned(), wanted: wanted.to_vec(), found });
         }
-        let bytes = view.data();
-        let values: Vec<f32> = match view.dtype() {
+        let (from, to) = info.data_offsets;
+        let bytes = file.map.get(file.start + from..file.start + to).ok_or_else(missing)?;
+        let values: Vec<f32> = match info.dtype {
             Dtype::F32 => widened(bytes, f32::from_le_bytes),
             Dtype::F16 => widened(bytes, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => widened(bytes, |b| bf16::from_le_bytes(b).to_f32()),
@@ -116,11 +137,6 @@ fn widened<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32 + Sync) 
     };
     // SAFETY: there are as many values as whole groups of `N` bytes, and chunk by chunk each is written.
     unsafe { filled(bytes.len() / N, fill) }
-}
-
-fn parse<'a>(path: &Path, map: &'a Mmap) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(map)
-        .map_err(|error| ModelError::BadSafetensors { path: path.to_path_buf(), reason: error.to_string() })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tunesmith_model::gguf::{Encoding, GgufExport, GgufModel, modelfile};
+use tunesmith_model::gguf::{Encoding, GgufExport, GgufModel, Modelfile};
 use tunesmith_model::rng::Rng;
 use tunesmith_model::{
     Adapter, AdapterConfig, Decoder, LoraConfig, Message, Method, ModelError, Tokenizer, encode_prompt,
@@ -160,7 +160,7 @@ fn the_embedded_base_model_comes_back_in_every_format_with_tokenizer_template_an
     }
     assert!(sizes.is_sorted_by(|a, b| a > b), "{sizes:?}");
     assert_eq!(
-        modelfile("model.gguf", &tokenizer, 1024).unwrap(),
+        Modelfile::new("model.gguf", &tokenizer, 1024).unwrap().text(),
         "FROM ./model.gguf\nTEMPLATE \"\"\"{{ range .Messages }}{{ if eq .Role \"system\" }}<|system|>{{ .Content }}<|end|>\
          {{ else if eq .Role \"user\" }}<|user|>{{ .Content }}<|end|>{{ else if eq .Role \"assistant\" }}<|assistant|>{{ .Content }}\
          <|end|>{{ end }}{{ end }}<|assistant|>\"\"\"\nPARAMETER stop \"<|end|>\"\nPARAMETER num_ctx 1024\n"

@@ -187,6 +187,36 @@ async fn a_full_queue_refuses_and_a_dropped_answer_frees_it() {
     assert_eq!(collect(pieces).await.2.completion_tokens, 190);
 }
 
+#[test]
+fn a_tokenizer_and_an_adapter_of_another_model_are_refused() {
+    let folder = common::folder();
+    let base = folder.path().join("base");
+    let refused = |wanted: &str| {
+        let error = ServedModel::load("tiny", &base, Some(&folder.path().join("adapter"))).err().unwrap().to_string();
+        assert!(error.contains(wanted), "{error}");
+    };
+    // another token ends a text than config.json says
+    let path = base.join("tokenizer_config.json");
+    let right = std::fs::read(&path).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_slice(&right).unwrap();
+    settings["eos_token"] = "<|user|>".into();
+    std::fs::write(&path, settings.to_string()).unwrap();
+    refused("use the tokenizer files that came with the base model");
+    std::fs::write(&path, right).unwrap();
+    common::model(&folder);
+    // the same shapes with other values
+    let weights = base.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let at = {
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = tensors.tensor("model.layers.1.mlp.up_proj.weight").unwrap();
+        view.data().as_ptr() as usize - bytes.as_ptr() as usize
+    };
+    bytes[at..at + 4].copy_from_slice(&0.25f32.to_le_bytes());
+    std::fs::write(&weights, bytes).unwrap();
+    refused("load the base model that adapter_config.json names (\"tiny\")");
+}
+
 /// The embedded base model (`trainer-image/base-model`), as the demo serves it.
 #[tokio::test]
 async fn the_embedded_model_ends_its_answers() {

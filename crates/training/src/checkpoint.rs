@@ -170,6 +170,9 @@ fn write(folder: &Path, parts: &Parts<'_>) -> Result<()> {
     if parts.adapter.base_quantization() != Quantization::None {
         names.push(format!("{ADAPTER}/{}", peft::QUANTIZATION_FILE));
     }
+    if parts.adapter.base_fingerprint().is_some() {
+        names.push(format!("{ADAPTER}/{}", peft::FINGERPRINT_FILE));
+    }
     if !parts.gradients.is_empty() {
         write_tensors(&outgoing("gradient", parts.gradients), &folder.join(GRADIENTS))?;
         names.push(GRADIENTS.to_owned());

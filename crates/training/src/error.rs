@@ -206,8 +206,21 @@ pub enum TrainingError {
         /// What the smallest form would take.
         nf4_mb: u64,
     },
-    /// The checkpoints will not fit.
-    #[error("{folder} has {free} bytes free, the checkpoints need {needed}; free some space or choose another disk")]
+    /// An export would not fit into memory: known before anything is written.
+    #[error(
+        "the export holds {num_models} models at once, the base and but for peft-adapter what was written of it, whole and as f32; \
+         they need {needed_mb} MB, the limit is {limit_mb} MB; use a machine with more memory"
+    )]
+    ExportTooLarge {
+        /// How many.
+        num_models: u8,
+        /// Their weights, and what is there while the last is loaded.
+        needed_mb: u64,
+        /// What it may take.
+        limit_mb: u64,
+    },
+    /// What is to be written will not fit: checkpoints, or an export.
+    #[error("{folder} has {free} bytes free, {needed} are needed; free some space or choose another disk")]
     DiskFull {
         /// The folder.
         folder: PathBuf,

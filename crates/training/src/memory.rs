@@ -127,6 +127,18 @@ pub fn check_base(model: &ModelConfig, quantization: Quantization, limit_opt: Op
     }
 }
 
+/// Asks whether an export can be compared: the base and the model that is read back are in memory at once, both as f32.
+///
+/// # Errors
+/// [`TrainingError::ExportTooLarge`].
+pub fn check_export(model: &ModelConfig, limit_opt: Option<u64>) -> Result<()> {
+    let needed = 2 * model.weight_bytes(Quantization::None) + model.loading_bytes(Quantization::None);
+    match limit_opt.filter(|limit| needed > *limit) {
+        None => Ok(()),
+        Some(limit) => Err(TrainingError::ExportTooLarge { num_models: 2, needed_mb: mb(needed), limit_mb: mb(limit) }),
+    }
+}
+
 /// Whole megabytes of 1,048,576 bytes, rounded up.
 fn mb(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)

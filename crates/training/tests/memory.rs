@@ -151,3 +151,15 @@ fn a_base_model_that_would_not_fit_is_refused_before_it_is_loaded() {
     let text = check_base(model.config(), Quantization::None, Some(limit)).unwrap_err().to_string();
     assert!(text.contains("quantization none") && text.contains("nf4 would need"), "{text}");
 }
+
+#[test]
+fn an_export_that_would_not_fit_beside_its_base_is_refused_before_anything_is_written() {
+    use tunesmith_training::memory::{check_base, check_export};
+    let model = model();
+    let weights = model.config().weight_bytes(Quantization::None);
+    let both = 2 * weights + model.config().loading_bytes(Quantization::None);
+    assert!(check_export(model.config(), None).is_ok() && check_export(model.config(), Some(both)).is_ok());
+    assert!(check_base(model.config(), Quantization::None, Some(both - 1)).is_ok(), "one of them fits");
+    let text = check_export(model.config(), Some(both - 1)).unwrap_err().to_string();
+    assert!(text.contains("2 models") && text.contains("a machine with more memory"), "{text}");
+}

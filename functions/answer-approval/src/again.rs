@@ -15,7 +15,7 @@ use crate::{Clients, Settings};
 /// answer once more) to a pipeline that is at work on the run.
 ///
 /// # Errors
-/// [`ErrorName::ApprovalAnswered`] when the run is being trained anew: its pipeline will ask.
+/// [`ErrorName::ApprovalAnswered`] when the run is being trained anew (its pipeline will ask), or was since and is refused.
 pub fn wanted(
     record: &ApprovalRecord,
     asked: &ApprovalDecision,
@@ -33,7 +33,18 @@ pub fn wanted(
             ErrorName::ApprovalAnswered,
             format!("{} is being trained again: its pipeline will ask for an approval of its own", record.run),
         )),
-        _ => Ok(None),
+        Some(status @ (RunStatus::GateRefused | RunStatus::Rejected)) => {
+            let refused = if status == RunStatus::GateRefused { "its gate refused it" } else { "it was rejected" };
+            Err(Failure::new(
+                ErrorName::ApprovalAnswered,
+                format!(
+                    "{} was approved before, and since then {refused}: change the documents or [gate] in project.toml and \
+                     upload _TRAIN for a new decision",
+                    record.run
+                ),
+            ))
+        }
+        Some(RunStatus::Trained) | None => Ok(None),
     }
 }
 
@@ -61,7 +72,7 @@ fn name(record: &ApprovalRecord, asked: &ApprovalDecision) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tunesmith_contract::{UnixTime, Usd, approval::Via};
+    use tunesmith_contract::{UnixTime, Usd, approval::Via, settings::ServingSettings};
 
     use super::*;
 
@@ -77,6 +88,7 @@ mod tests {
             secret_hash: String::new(),
             asked_at: UnixTime(0),
             expires_at: UnixTime(100),
+            serving: ServingSettings::default(),
             decision: Some(decision(verdict, "arn:first")),
         }
     }
@@ -95,6 +107,7 @@ mod tests {
             returned: Usd::ZERO,
             attempts: 1,
             interruptions: 0,
+            stop_mail_due: None,
         }
     }
 
@@ -107,6 +120,8 @@ mod tests {
             (RunStatus::Failed, Ok(true)),
             (RunStatus::Trained, Ok(false)),
             (RunStatus::Reserved, Err(ErrorName::ApprovalAnswered)),
+            (RunStatus::GateRefused, Err(ErrorName::ApprovalAnswered)),
+            (RunStatus::Rejected, Err(ErrorName::ApprovalAnswered)),
         ] {
             let found = wanted(&approved, &asked, Some(&run(status))).map(|w| w.is_some()).map_err(|f| f.name);
             assert_eq!(found, expected, "{status:?}");

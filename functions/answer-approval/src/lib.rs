@@ -259,7 +259,7 @@ async fn answer(
 
 #[cfg(test)]
 mod tests {
-    use tunesmith_contract::error_name::ErrorName;
+    use tunesmith_contract::{error_name::ErrorName, settings::ServingSettings};
 
     use super::*;
 
@@ -278,6 +278,7 @@ mod tests {
             secret_hash: String::new(),
             asked_at: UnixTime(0),
             expires_at: UnixTime(100),
+            serving: ServingSettings::default(),
             decision,
         }
     }

@@ -23,7 +23,7 @@ use crate::{Clients, Settings};
 /// Creates the run's endpoint, unless it is there already.
 ///
 /// The meter is written first: an endpoint without one does not exist. The configuration is made anew each time an endpoint is
-/// created, so that what `plan.json` says now holds and not what it said when the run was deployed before.
+/// created, so that what was approved last holds and not what the run was deployed with before.
 ///
 /// # Errors
 /// As [`crate::handle`].
@@ -143,7 +143,7 @@ fn hosting(serving: &ServingSettings) -> Hosting {
 ///
 /// # Errors
 /// [`ErrorName::SettingsInvalid`] when the price of the instance type is not known: what cannot be metered is not started.
-fn meter(plan: &Plan, execution: &str, now: UnixTime) -> Result<EndpointMeter, Failure> {
+pub(crate) fn meter(plan: &Plan, execution: &str, now: UnixTime) -> Result<EndpointMeter, Failure> {
     let table = PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, error.to_string()))?;
     let (price_per_hour, instances) = match EndpointPrice::of(&plan.settings.serving, &table)? {
         EndpointPrice::Serverless { .. } => (Usd::ZERO, 0),
@@ -157,6 +157,7 @@ fn meter(plan: &Plan, execution: &str, now: UnixTime) -> Result<EndpointMeter, F
         deployed_at: now,
         published_at: None,
         ended_at: None,
+        stop_mail_due: None,
         price_per_hour,
         instances,
         monthly_limit: plan.settings.monthly_limit().unwrap_or(Usd::ZERO),

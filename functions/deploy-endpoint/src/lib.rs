@@ -1,8 +1,8 @@
 //! Lambda function `deploy-endpoint`: an approved run's model behind an endpoint of its own, then published.
 //!
 //! Promise: each action may be repeated. What is live is never touched: a new endpoint stands beside it, and only
-//! [`publish`] tells the gateway. Nothing is deployed that no person approved. An endpoint that this function leaves behind,
-//! whatever dies, is known in the table, so that `sweep-resources` deletes it.
+//! [`publish`] tells the gateway. Nothing is deployed that no person approved, and nothing otherwise than as it was approved. An
+//! endpoint that this function leaves behind, whatever dies, is known in the table, so that `sweep-resources` deletes it.
 
 mod create;
 mod publish;
@@ -10,7 +10,7 @@ mod publish;
 use serde::Serialize;
 use tunesmith_aws::{dynamodb::Table, s3::S3, sagemaker::SageMaker};
 use tunesmith_contract::{
-    ErrorName, S3Uri, UnixTime,
+    ErrorName, ProjectSettings, S3Uri, UnixTime,
     approval::{ApprovalRecord, Verdict},
     deployment::{Deployment, LiveRecord},
     error_name::Failure,
@@ -71,9 +71,10 @@ pub async fn handle(
         .s3
         .get_json(&folder.join("plan.json"))
         .await?
-        .ok_or_else(|| Failure::new(ErrorName::NotFound, format!("the plan of {} is missing", input.run)))?;
+        .ok_or_else(|| Failure::missing("the plan", &input.run))?;
     let approval: Option<ApprovalRecord> = clients.table.get(&ItemKey::approval(&input.project, &input.run)).await?;
-    check_approved(&input, approval.as_ref())?;
+    let approved = check_approved(&input, approval.as_ref())?;
+    let plan = as_approved(plan, approved);
     match input.action {
         DeployAction::Deploy => {
             create::create(&plan, &input.execution, clients, settings, now).await.map(Answer::Deployed)
@@ -82,11 +83,16 @@ pub async fn handle(
     }
 }
 
-fn check_approved(input: &DeployEndpointInput, approval: Option<&ApprovalRecord>) -> Result<(), Failure> {
-    match approval.and_then(|record| record.decision.as_ref()) {
-        Some(decision) if decision.verdict == Verdict::Approve => Ok(()),
-        decision => {
-            let word = decision.map_or("nobody has answered about it", |_| "it was rejected");
+/// The approval, if there is one.
+fn check_approved<'a>(
+    input: &DeployEndpointInput,
+    approval: Option<&'a ApprovalRecord>,
+) -> Result<&'a ApprovalRecord, Failure> {
+    let verdict = |record: &ApprovalRecord| record.decision.as_ref().map(|decision| decision.verdict);
+    match approval {
+        Some(record) if verdict(record) == Some(Verdict::Approve) => Ok(record),
+        other => {
+            let word = other.and_then(verdict).map_or("nobody has answered about it", |_| "it was rejected");
             Err(Failure::new(
                 ErrorName::ApprovalUnknown,
                 format!(
@@ -98,11 +104,66 @@ fn check_approved(input: &DeployEndpointInput, approval: Option<&ApprovalRecord>
     }
 }
 
+/// The plan with the serving settings that the person who approved was shown the price of: a later `_TRAIN` with other settings
+/// may have written the plan anew, and nobody has approved those.
+fn as_approved(plan: Plan, approved: &ApprovalRecord) -> Plan {
+    Plan { settings: ProjectSettings { serving: approved.serving.clone(), ..plan.settings }, ..plan }
+}
+
 #[cfg(test)]
 mod tests {
-    use tunesmith_contract::approval::{ApprovalDecision, Via};
+    use tunesmith_contract::{
+        Seconds, Usd,
+        approval::{ApprovalDecision, Via},
+        plan::Quote,
+        settings::{ServingMode, ServingSettings},
+    };
 
     use super::*;
+
+    fn record(verdict: Option<Verdict>) -> ApprovalRecord {
+        ApprovalRecord {
+            project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            task_token: "t".into(),
+            secret_hash: String::new(),
+            asked_at: UnixTime(0),
+            expires_at: UnixTime(1),
+            serving: ServingSettings::default(),
+            decision: verdict.map(|verdict| ApprovalDecision {
+                verdict,
+                via: Via::Link,
+                by: "link".into(),
+                reason: String::new(),
+                at: UnixTime(0),
+            }),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_served_and_charged_as_it_was_approved_whatever_the_plan_says_since() {
+        let instance = ServingSettings { mode: ServingMode::Instance, ..ServingSettings::default() };
+        let plan = Plan {
+            run: "run-0123456789ab".parse().unwrap(),
+            project: "handbook".parse().unwrap(),
+            dataset: "ds-0123456789abcdef".parse().unwrap(),
+            index: "ix-0123456789abcdef".parse().unwrap(),
+            base: "tunesmith-mini".parse().unwrap(),
+            parameters: 1,
+            steps: 1,
+            tokens: 1,
+            machines: Vec::new(),
+            quote: Quote { expected: Usd::ZERO, upper_bound: Usd::ZERO },
+            max_time: Seconds(1),
+            settings: ProjectSettings { serving: instance.clone(), ..ProjectSettings::default() },
+        };
+        let meter = |approved: &ApprovalRecord| {
+            create::meter(&as_approved(plan.clone(), approved), "arn:e1", UnixTime(0)).unwrap()
+        };
+        let serverless = record(Some(Verdict::Approve));
+        assert!(!meter(&serverless).is_billed_by_the_hour(), "nobody was shown the price of an hour");
+        assert!(meter(&ApprovalRecord { serving: instance, ..serverless }).is_billed_by_the_hour());
+    }
 
     #[test]
     fn nothing_is_deployed_that_no_person_approved() {
@@ -111,21 +172,6 @@ mod tests {
             project: "handbook".parse().unwrap(),
             run: "run-0123456789ab".parse().unwrap(),
             execution: "arn:e1".into(),
-        };
-        let record = |verdict: Option<Verdict>| ApprovalRecord {
-            project: input.project.clone(),
-            run: input.run.clone(),
-            task_token: "t".into(),
-            secret_hash: String::new(),
-            asked_at: UnixTime(0),
-            expires_at: UnixTime(1),
-            decision: verdict.map(|verdict| ApprovalDecision {
-                verdict,
-                via: Via::Link,
-                by: "link".into(),
-                reason: String::new(),
-                at: UnixTime(0),
-            }),
         };
         assert!(check_approved(&input, Some(&record(Some(Verdict::Approve)))).is_ok());
         for refused in [None, Some(record(None)), Some(record(Some(Verdict::Reject)))] {

@@ -19,10 +19,8 @@ use tunesmith_contract::{
 /// dataset), AWS errors.
 pub async fn handle(input: GateModelInput, s3: &S3, workspace_bucket: &str) -> Result<GateDecision, Failure> {
     let folder = S3Uri::new(workspace_bucket, workspace::run(&input.project, &input.run));
-    let plan: Plan = s3
-        .get_json(&folder.join("plan.json"))
-        .await?
-        .ok_or_else(|| Failure::new(ErrorName::NotFound, format!("the plan of {} is missing", input.run)))?;
+    let plan: Plan =
+        s3.get_json(&folder.join("plan.json")).await?.ok_or_else(|| Failure::missing("the plan", &input.run))?;
     let evaluation: Evaluation = s3.get_json(&folder.join("evaluation.json")).await?.ok_or_else(|| {
         Failure::new(
             ErrorName::EvaluationMissing,

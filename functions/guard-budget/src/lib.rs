@@ -1,10 +1,11 @@
 //! Lambda function `guard-budget`: reserves, settles and returns the money of a run; on a schedule, that of pipelines that are
-//! gone ([`reclaim`]).
+//! gone ([`reclaim`]), and takes over limits that were changed ([`limit`]).
 //!
 //! Promise: a budget is never exceeded, however many pipelines ask at once. Each answer is one transaction over the budgets of
 //! project and account and the run's record, on condition that none of the three has changed since they were read; the
 //! arithmetic is `tunesmith_budget`'s. Every action may be repeated.
 
+mod limit;
 pub mod mail;
 pub mod reclaim;
 pub mod transaction;
@@ -104,7 +105,7 @@ pub async fn handle(
 ) -> Result<Answer, Failure> {
     match event {
         GuardBudgetEvent::Run(input) => guard(input, clients, settings, now).await.map(Answer::Run),
-        GuardBudgetEvent::Reclaim(_) => reclaim::reclaim(clients, now).await.map(Answer::All),
+        GuardBudgetEvent::Reclaim(_) => reclaim::reclaim(clients, settings, now).await.map(Answer::All),
     }
 }
 
@@ -116,7 +117,7 @@ async fn guard(
 ) -> Result<GuardedBudget, Failure> {
     let answer = match input.action {
         GuardAction::Reserve => reserve(&input, clients, settings, now).await?,
-        _ => end(&input, clients, now).await?.answer,
+        _ => end(&input, Owed::Nothing, clients, now).await?.answer,
     };
     tracing::info!(
         action = ?input.action, outcome = ?answer.outcome, reserved = %answer.reserved, settled = %answer.settled,
@@ -141,9 +142,11 @@ async fn reserve(
     now: UnixTime,
 ) -> Result<GuardedBudget, Failure> {
     let folder = S3Uri::new(&settings.storage.workspace_bucket, workspace::run(&input.project, &input.run));
-    let plan: Plan = clients.s3.get_json(&folder.join("plan.json")).await?.ok_or_else(|| {
-        Failure::new(ErrorName::NotFound, format!("the plan of {} is missing; start the pipeline again", input.run))
-    })?;
+    let plan: Plan = clients
+        .s3
+        .get_json(&folder.join("plan.json"))
+        .await?
+        .ok_or_else(|| Failure::missing("the plan", &input.run))?;
     let limit = project_limit(&input.project, clients, settings).await?;
     let month = now.month();
     for attempt in 0..TRIES {
@@ -188,7 +191,7 @@ async fn reserve(
                         execution: left_behind.execution.clone(),
                         ..input.clone()
                     };
-                    end(&release, clients, now).await?;
+                    end(&release, Owed::Nothing, clients, now).await?;
                     continue;
                 }
             }
@@ -213,8 +216,17 @@ struct End {
     is_new: bool,
 }
 
+/// What settling a run leaves to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    /// Nothing: a pipeline is at work, which mails.
+    Nothing,
+    /// The mail that its pipeline is gone, if that has not ended the run itself.
+    StopMail,
+}
+
 /// Settles in the name of the execution that the input names; nothing happens when the run is another's.
-async fn end(input: &GuardBudgetInput, clients: &Clients, now: UnixTime) -> Result<End, Failure> {
+async fn end(input: &GuardBudgetInput, owed: Owed, clients: &Clients, now: UnixTime) -> Result<End, Failure> {
     for attempt in 0..TRIES {
         let run_key = ItemKey::run(&input.project, &input.run);
         let Some(record) = clients.table.get::<RunRecord>(&run_key).await? else {
@@ -238,7 +250,10 @@ async fn end(input: &GuardBudgetInput, clients: &Clients, now: UnixTime) -> Resu
                 let outcome = if mine { GuardOutcome::Settled } else { GuardOutcome::Nothing };
                 return Ok(End { answer: answer(outcome, Some(record), books.project.as_ref()), is_new: false });
             }
-            SettlePlan::Settle { project, account, record: after } => {
+            SettlePlan::Settle { project, account, record: mut after } => {
+                if owed == Owed::StopMail && matches!(record.status, RunStatus::Reserved | RunStatus::Trained) {
+                    after.stop_mail_due = Some(record.status);
+                }
                 let writes = transaction::writes(&project, &account, Some(record), &after);
                 if clients.table.transact(writes, None).await? == Transacted::Done {
                     let answer = answer(GuardOutcome::Settled, Some(&after), Some(&project.after));
@@ -297,8 +312,12 @@ async fn owner(books: &Books, execution: &str, clients: &Clients) -> Result<Owne
 fn answer(outcome: GuardOutcome, record: Option<&RunRecord>, project: Option<&BudgetItem>) -> GuardedBudget {
     let (reserved, settled, returned) =
         record.map_or_else(Default::default, |record| (record.reserved, record.settled, record.returned));
-    let left = project.map_or(Usd::ZERO, |p| p.limit.saturating_sub(p.spent).saturating_sub(p.reserved).max(Usd::ZERO));
-    GuardedBudget { outcome, reserved, settled, returned, left }
+    GuardedBudget { outcome, reserved, settled, returned, left: left(project) }
+}
+
+/// What is left of a month.
+fn left(budget: Option<&BudgetItem>) -> Usd {
+    budget.map_or(Usd::ZERO, |b| b.limit.saturating_sub(b.spent).saturating_sub(b.reserved).max(Usd::ZERO))
 }
 
 fn contended(input: &GuardBudgetInput) -> Failure {

@@ -1,15 +1,15 @@
 //! The mail about a pipeline that ended without a word of its own. No I/O.
 
 use tunesmith_contract::{
+    Usd,
     ledger::{RunRecord, RunStatus},
-    tasks::GuardedBudget,
 };
 
-/// Subject and body for the owner of a run whose pipeline was stopped or timed out. `before` is the run as the pipeline left
-/// it.
+/// Subject and body for the owner of a run whose pipeline was stopped or timed out, and which was settled. `before` is where the
+/// pipeline left it; `left` is of the month's budget.
 #[must_use]
-pub fn stopped(before: &RunRecord, settled: &GuardedBudget) -> (String, String) {
-    let endpoint = match before.status {
+pub fn stopped(settled: &RunRecord, before: RunStatus, left: Usd) -> (String, String) {
+    let endpoint = match before {
         RunStatus::Trained => {
             "The model is trained and not live; an endpoint made for it is deleted within five minutes. If it was approved, start\n\
              approve-deployment with its run to deploy it after all. The live model, if there is one, stays."
@@ -17,52 +17,43 @@ pub fn stopped(before: &RunRecord, settled: &GuardedBudget) -> (String, String) 
         _ => "Training was not finished; its last checkpoint is kept. The live model, if there is one, stays.",
     };
     (
-        format!("Tunesmith: training of {} was stopped", before.project),
+        format!("Tunesmith: training of {} was stopped", settled.project),
         format!(
             "The pipeline of project {project} ended without finishing: somebody stopped it, it timed out, or its own cleaning up\n\
              failed. Its machines have ended and its money is settled.\n\n\
              Run: {run}\nCharged: {charged}\nGiven back: {returned}\nLeft of the budget of this month: {left}\n\n{endpoint}\n\n\
              What to do next: nothing, if you stopped it. To go on, upload an empty file named _TRAIN to the project's folder in\n\
              the documents bucket: finished steps and checkpoints are used again.\nDetails: execution {execution}\n",
-            project = before.project,
-            run = before.run,
+            project = settled.project,
+            run = settled.run,
             charged = settled.settled,
             returned = settled.returned,
-            left = settled.left,
-            execution = before.execution,
+            execution = settled.execution,
         ),
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use tunesmith_contract::{Usd, tasks::GuardOutcome};
-
     use super::*;
 
-    fn mail(status: RunStatus) -> (String, String) {
-        let before = RunRecord {
+    fn mail(before: RunStatus) -> (String, String) {
+        let settled = RunRecord {
             run: "run-0123456789ab".parse().unwrap(),
             project: "handbook".parse().unwrap(),
             execution: "arn:aws:states:us-east-1:123456789012:execution:p:e".into(),
-            status,
+            status: RunStatus::Failed,
             month: "2026-11".into(),
             quoted: Usd::from_micros(1),
             reserved: Usd::from_micros(90_000),
-            metered: Usd::ZERO,
-            settled: Usd::ZERO,
-            returned: Usd::ZERO,
-            attempts: 1,
-            interruptions: 0,
-        };
-        let settled = GuardedBudget {
-            outcome: GuardOutcome::Settled,
-            reserved: before.reserved,
+            metered: Usd::from_micros(20_000),
             settled: Usd::from_micros(20_000),
             returned: Usd::from_micros(70_000),
-            left: Usd::from_micros(24_980_000),
+            attempts: 1,
+            interruptions: 0,
+            stop_mail_due: Some(before),
         };
-        stopped(&before, &settled)
+        stopped(&settled, before, Usd::from_micros(24_980_000))
     }
 
     #[test]

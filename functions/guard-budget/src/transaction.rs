@@ -21,7 +21,7 @@ pub fn writes(
 }
 
 /// Only limit, reserved and spent are set: `alarms_sent` belongs to `watch-costs`, except that a new limit begins anew.
-fn budget(key: &ItemKey, change: &BudgetChange) -> Write {
+pub(crate) fn budget(key: &ItemKey, change: &BudgetChange) -> Write {
     let BudgetChange { before, after } = change;
     let alarms_changed = before.as_ref().is_some_and(|before| before.alarms_sent != after.alarms_sent);
     let alarms = if alarms_changed { "#alarms = :alarms" } else { "#alarms = if_not_exists(#alarms, :alarms)" };

@@ -2,6 +2,7 @@
 //! written down before, and crossed out when the reader has ended. Whoever receives the event again sees what was not crossed
 //! out, and the last one that may receive it refuses the file instead of letting it become a nameless dead letter.
 
+use tunesmith_aws::dynamodb::{Conditional, Expression};
 use tunesmith_contract::{
     ObjectKey, Seconds, UnixTime,
     documents::{QuarantineReason, ReadingRecord},
@@ -42,8 +43,11 @@ pub async fn extract(subject: &Subject, is_last: bool, clients: &Clients, now: U
         Decision::Read(record) => {
             clients.table.put(&key, &record).await?;
             let outcome = crate::extract(subject, clients).await;
-            // a failure, too, is an end
-            clients.table.delete(&key).await?;
+            // a failure, too, is an end; what a reader of another upload of this name has begun is not ours to cross out
+            let own = Expression::new("#sequencer = :sequencer")
+                .name("#sequencer", "sequencer")
+                .value(":sequencer", &subject.sequencer);
+            let _: Conditional<()> = clients.table.delete_if(&key, own).await?;
             outcome
         }
     }

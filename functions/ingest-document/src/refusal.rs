@@ -17,28 +17,30 @@ pub const SINGLE_MAILS: u64 = 10;
 /// The counts of an hour are kept for a day.
 const KEEP: i64 = 24 * 3600;
 
-/// How the refusal that is the `count`th of its hour is told.
+/// How a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mailing {
     /// With a mail of its own.
     Single,
-    /// With the one mail that says that more are refused.
+    /// With the mail that says that more are refused.
     Many,
     /// That mail was sent.
     Silent,
 }
 
-/// See [`Mailing`].
+/// See [`Mailing`]. `hour` counts this refusal too.
 #[must_use]
-pub const fn mailing(count: u64) -> Mailing {
-    match count {
+pub const fn mailing(hour: &RefusalCount) -> Mailing {
+    match hour.count {
         0..=SINGLE_MAILS => Mailing::Single,
-        count if count == SINGLE_MAILS + 1 => Mailing::Many,
-        _ => Mailing::Silent,
+        _ if hour.many_told => Mailing::Silent,
+        _ => Mailing::Many,
     }
 }
 
-/// Sends the mail that a record still owes, then crosses that out. Only a death in between mails twice.
+/// Sends the mail that a record still owes, then crosses that out. A death in between mails twice, and counts twice. That many
+/// files are refused is mailed by each of those that are told before the first one of them has written down that it did so: one
+/// after the other that is one mail, at the same moment a few.
 pub async fn tell(
     project: &ProjectId,
     record: SourceRecord,
@@ -54,10 +56,15 @@ pub async fn tell(
         clients.s3.get_json(&uri).await?.ok_or_else(|| {
             Failure::new(ErrorName::NotFound, format!("{uri} is missing; upload {} again", record.path))
         })?;
-    match mailing(count(project, clients, now).await?) {
+    match mailing(&count(project, clients, now).await?) {
         // the same content under another name has one record: the mail names the file that was uploaded
         Mailing::Single => send(clients, &mail::quarantined(&refused, &record.path)).await?,
-        Mailing::Many => send(clients, &mail::many_quarantined(project)).await?,
+        Mailing::Many => {
+            send(clients, &mail::many_quarantined(project)).await?;
+            let told = Expression::new("SET many_told = :yes").value(":yes", true);
+            let key = ItemKey::refusals(project, now);
+            let _: Conditional<RefusalCount> = clients.table.update(&key, told, Some(Expression::present())).await?;
+        }
         Mailing::Silent => tracing::info!(%project, path = record.path, "refused without a mail of its own"),
     }
     let told = Expression::new("SET mail_due = :no").value(":no", false);
@@ -69,15 +76,17 @@ pub async fn tell(
     Ok(())
 }
 
-async fn count(project: &ProjectId, clients: &Clients, now: UnixTime) -> Result<u64, Failure> {
+/// Counts one refusal more; the hour with it.
+async fn count(project: &ProjectId, clients: &Clients, now: UnixTime) -> Result<RefusalCount, Failure> {
+    let ttl = now.0 + KEEP;
     let one = Expression::new("SET #ttl = :ttl ADD #count :one")
         .name("#ttl", "ttl")
         .name("#count", "count")
-        .value(":ttl", now.0 + KEEP)
+        .value(":ttl", ttl)
         .value(":one", 1);
     match clients.table.update::<RefusalCount>(&ItemKey::refusals(project, now), one, None).await? {
-        Conditional::Done(counted) => Ok(counted.count),
-        Conditional::ConditionFailed => Ok(0), // there is no condition
+        Conditional::Done(hour) => Ok(hour),
+        Conditional::ConditionFailed => Ok(RefusalCount { count: 0, many_told: false, ttl }), // there is no condition
     }
 }
 
@@ -85,11 +94,35 @@ async fn count(project: &ProjectId, clients: &Clients, now: UnixTime) -> Result<
 mod tests {
     use super::*;
 
+    /// How so many refusals of one hour are told, one after the other. Those with these numbers die before they have mailed, and are
+    /// done again.
+    fn told(refusals: u64, deaths: &[u64]) -> Vec<Mailing> {
+        let mut hour = RefusalCount { count: 0, many_told: false, ttl: 0 };
+        let mut mailed = Vec::new();
+        for _ in 0..refusals + deaths.len() as u64 {
+            hour.count += 1;
+            let mailing = mailing(&hour);
+            if !deaths.contains(&hour.count) && mailing != Mailing::Silent {
+                hour.many_told = mailing == Mailing::Many;
+                mailed.push(mailing);
+            }
+        }
+        mailed
+    }
+
     #[test]
     fn a_thousand_refused_files_are_eleven_mails() {
-        let mailed: Vec<Mailing> = (1..=1000).map(mailing).filter(|mailing| *mailing != Mailing::Silent).collect();
+        let mailed = told(1000, &[]);
         assert_eq!(mailed.len(), 11);
         assert_eq!(mailed.iter().filter(|mailing| **mailing == Mailing::Many).count(), 1);
         assert_eq!(mailed.last(), Some(&Mailing::Many));
+    }
+
+    #[test]
+    fn that_many_files_are_refused_is_mailed_although_the_eleventh_died() {
+        for deaths in [&[11][..], &[11, 12, 13], &[3, 11, 500]] {
+            let many = told(1000, deaths).into_iter().filter(|mailing| *mailing == Mailing::Many).count();
+            assert_eq!(many, 1, "{deaths:?}");
+        }
     }
 }

@@ -78,7 +78,7 @@ pub async fn handle(
     now: UnixTime,
 ) -> Result<LaunchedTraining, Failure> {
     let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&input.project, &input.run));
-    let missing = |what: &str| Failure::new(ErrorName::NotFound, format!("{what} of {} is missing", input.run));
+    let missing = |what: &str| Failure::missing(what, &input.run);
     let plan: Plan = clients.s3.get_json(&folder.join("plan.json")).await?.ok_or_else(|| missing("the plan"))?;
     let run_key = ItemKey::run(&input.project, &input.run);
     let record: RunRecord = clients.table.get(&run_key).await?.ok_or_else(|| missing("the reservation"))?;

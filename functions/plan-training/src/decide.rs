@@ -168,6 +168,7 @@ mod tests {
             returned: Usd::ZERO,
             attempts: 0,
             interruptions: 0,
+            stop_mail_due: None,
         }
     }
 

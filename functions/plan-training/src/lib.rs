@@ -123,10 +123,8 @@ async fn write(uri: &S3Uri, plan: Plan, replace: bool, clients: &Clients) -> Res
 
 async fn manifest(input: &PlanTrainingInput, clients: &Clients, storage: &Storage) -> Result<DatasetManifest, Failure> {
     let dataset = S3Uri::new(&storage.workspace_bucket, workspace::dataset(&input.project, &input.dataset));
-    clients.s3.get_json(&dataset.join("manifest.json")).await?.ok_or_else(|| {
-        let message = format!("the manifest of {} is missing; start the pipeline again", input.dataset);
-        Failure::new(ErrorName::NotFound, message)
-    })
+    let manifest = clients.s3.get_json(&dataset.join("manifest.json")).await?;
+    manifest.ok_or_else(|| Failure::missing("the manifest", &input.dataset))
 }
 
 async fn model_shape(base: &BaseModel, clients: &Clients, storage: &Storage) -> Result<ModelShape, Failure> {

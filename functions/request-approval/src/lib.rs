@@ -75,7 +75,7 @@ pub async fn handle(
     now: UnixTime,
 ) -> Result<ApprovalRecord, Failure> {
     let folder = S3Uri::new(&settings.workspace_bucket, workspace::run(&input.project, &input.run));
-    let missing = |what: &str| Failure::new(ErrorName::NotFound, format!("{what} of {} is missing", input.run));
+    let missing = |what: &str| Failure::missing(what, &input.run);
     let plan: Plan = clients.s3.get_json(&folder.join("plan.json")).await?.ok_or_else(|| missing("the plan"))?;
     let evaluation: Evaluation =
         clients.s3.get_json(&folder.join("evaluation.json")).await?.ok_or_else(|| missing("the evaluation"))?;
@@ -97,6 +97,7 @@ pub async fn handle(
         secret_hash: secret_hash(&secret),
         asked_at: now,
         expires_at: now.after(APPROVAL_TIME),
+        serving: plan.settings.serving.clone(),
         decision: None,
     };
     let record = ask(clients, record).await?;

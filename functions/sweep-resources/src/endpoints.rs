@@ -9,11 +9,13 @@ use tunesmith_aws::{
     sfn::ExecutionState,
 };
 use tunesmith_contract::{
-    RunId, Seconds, UnixTime,
+    Seconds, UnixTime,
     deployment::LiveRecord,
     error_name::Failure,
     ledger::{EndpointMeter, ItemKey},
+    tasks::SweepResourcesInput,
 };
+use tunesmith_lambda::Problems;
 
 use crate::Clients;
 
@@ -27,46 +29,60 @@ const JUST_STARTED: Seconds = Seconds(3600);
 /// Deletes what nobody needs: of everybody, or, for a pipeline that is done with it, of one run. The names of what was deleted.
 ///
 /// # Errors
-/// The first AWS error; the other endpoints are looked at all the same. May be repeated.
-pub(crate) async fn sweep(run: Option<&RunId>, clients: &Clients, now: UnixTime) -> Result<Vec<String>, Failure> {
+/// What could not be deleted, after everything else was. May be repeated.
+pub(crate) async fn sweep(
+    input: &SweepResourcesInput,
+    clients: &Clients,
+    now: UnixTime,
+) -> Result<Vec<String>, Failure> {
     let endpoints: Vec<EndpointMeter> = clients.table.query("ENDPOINT", "").await?;
-    let (mut deleted, mut failed) = (Vec::new(), None);
-    for endpoint in endpoints.into_iter().filter(|endpoint| run.is_none_or(|run| endpoint.run == *run)) {
-        match end(&endpoint, run.is_some(), clients, now).await {
-            Ok(true) => deleted.push(endpoint.name),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!(endpoint = endpoint.name, name = %error.name, message = error.message, "not deleted");
-                failed.get_or_insert(error);
-            }
+    let (mut deleted, mut problems) = (Vec::new(), Problems::default());
+    for endpoint in endpoints.into_iter().filter(|e| input.run.as_ref().is_none_or(|run| e.run == *run)) {
+        let ended = end(&endpoint, input.execution.as_deref(), clients, now).await;
+        if problems.keep(&endpoint.name, ended) == Some(true) {
+            deleted.push(endpoint.name);
         }
     }
-    failed.map_or(Ok(deleted), Err)
+    problems.none()?;
+    Ok(deleted)
 }
 
-/// Whether the endpoint had to be, and was, deleted.
-async fn end(endpoint: &EndpointMeter, is_done: bool, clients: &Clients, now: UnixTime) -> Result<bool, Failure> {
-    let mut endpoint = endpoint.clone();
-    if endpoint.ended_at.is_none() {
-        let live: Option<LiveRecord> = clients.table.get(&ItemKey::live(&endpoint.project)).await?;
-        let pipeline = match is_done {
-            true => ExecutionState::Ended,
-            false => clients.step_functions.describe_execution(&endpoint.execution).await?,
-        };
-        if is_needed(&endpoint, live.as_ref(), pipeline, now) || !claim(&endpoint, clients, now).await? {
-            return Ok(false);
+/// Whether the endpoint had to be, and was, deleted. `done` is a pipeline that runs, and is done with what it deployed.
+async fn end(endpoint: &EndpointMeter, done: Option<&str>, clients: &Clients, now: UnixTime) -> Result<bool, Failure> {
+    let ended_at = match endpoint.ended_at {
+        Some(ended_at) => ended_at,
+        None => {
+            let live: Option<LiveRecord> = clients.table.get(&ItemKey::live(&endpoint.project)).await?;
+            // The endpoint of this run may be another pipeline's by now, which deploys the same run.
+            let pipeline = match done {
+                Some(done) if done == endpoint.execution => ExecutionState::Ended,
+                _ => clients.step_functions.describe_execution(&endpoint.execution).await?,
+            };
+            if is_needed(endpoint, live.as_ref(), pipeline, now) || !claim(endpoint, clients, now).await? {
+                return Ok(false);
+            }
+            now
         }
-        endpoint.ended_at = Some(now);
+    };
+    let key = ItemKey::endpoint(&endpoint.name);
+    let Some(ended) = still_ended(clients.table.get(&key).await?, endpoint, ended_at) else { return Ok(false) };
+    clients.sagemaker.delete_endpoint(&ended.name).await?;
+    clients.sagemaker.delete_endpoint_config(&ended.name).await?;
+    clients.sagemaker.delete_model(&ended.name).await?;
+    // One that is billed by the hour is forgotten in a later round: watch-costs charges it up to its end first, and mails that it
+    // has ended it.
+    if ended.is_settled() {
+        let same = Expression::new("ended_at = :ended_at").value(":ended_at", ended_at);
+        let _: Conditional<()> = clients.table.delete_if(&key, same).await?;
     }
-    clients.sagemaker.delete_endpoint(&endpoint.name).await?;
-    clients.sagemaker.delete_endpoint_config(&endpoint.name).await?;
-    clients.sagemaker.delete_model(&endpoint.name).await?;
-    // One that is billed by the hour is forgotten in a later round: watch-costs charges it up to its end first.
-    if endpoint.is_settled() {
-        clients.table.delete(&ItemKey::endpoint(&endpoint.name)).await?;
-    }
-    tracing::warn!(endpoint = endpoint.name, run = %endpoint.run, execution = endpoint.execution, "deleted");
+    tracing::warn!(endpoint = ended.name, run = %ended.run, execution = ended.execution, "deleted");
     Ok(true)
+}
+
+/// The endpoint as the table has it now, if it is the one that was listed and has ended. The list is older: somebody else may
+/// have deleted and forgotten the endpoint since, and a pipeline created it anew.
+fn still_ended(found: Option<EndpointMeter>, listed: &EndpointMeter, ended_at: UnixTime) -> Option<EndpointMeter> {
+    found.filter(|found| found.ended_at == Some(ended_at) && found.deployed_at == listed.deployed_at)
 }
 
 /// Whether anybody may still ask the endpoint, or is about to make it live.
@@ -117,6 +133,7 @@ mod tests {
             deployed_at: UnixTime(1_000),
             published_at,
             ended_at: None,
+            stop_mail_due: None,
             price_per_hour: Usd::ZERO,
             instances: 0,
             monthly_limit: Usd::ZERO,
@@ -167,6 +184,19 @@ mod tests {
             assert!(needed(&endpoint, live, ExecutionState::Running, 900_000_000));
             assert!(!needed(&endpoint, live, ExecutionState::Ended, 1_001));
             assert!(needed(&endpoint, live, ExecutionState::Unknown, 1_001), "it may have started this moment");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_was_created_anew_since_it_was_listed_is_left_alone() {
+        let listed = endpoint(None);
+        let ended = EndpointMeter { ended_at: Some(UnixTime(3_000)), ..listed.clone() };
+        let anew = EndpointMeter { deployed_at: UnixTime(4_000), ..listed.clone() };
+        let ended_again = EndpointMeter { deployed_at: UnixTime(4_000), ..ended.clone() };
+        let still = |found| still_ended(found, &listed, UnixTime(3_000));
+        assert_eq!(still(Some(ended.clone())), Some(ended));
+        for other in [None, Some(anew), Some(ended_again)] {
+            assert_eq!(still(other.clone()), None, "{other:?}");
         }
     }
 

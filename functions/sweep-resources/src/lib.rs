@@ -2,8 +2,9 @@
 //!
 //! Promise: a machine without an open lease, or whose lease has expired, is terminated within one schedule interval; the
 //! pipeline that waits for it is told; the run's meter is the sum of its leases. A machine whose pipeline has ended (stopped by
-//! a person, timed out) loses its lease: it saves a checkpoint and ends, or is ended by the next round. For one run (a pipeline
-//! that is done with it): all its machines, at once, and its endpoint unless that is live. Endpoints: see [`endpoints`].
+//! a person, timed out) loses its lease: it saves a checkpoint and ends, or is ended by the next round. For a pipeline that is done
+//! with its run: its machines, at once, and its endpoint unless that is live; what another pipeline of the same run works with
+//! stays. Endpoints: see [`endpoints`].
 
 pub mod endpoints;
 pub mod sweep;
@@ -56,10 +57,11 @@ pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime
             Some(Machine { is_running: m.is_alive(), instance_id: m.instance_id, attempt })
         })
         .collect();
-    let scope = input.run.as_ref().map_or(Scope::All, Scope::Run);
+    let execution = input.execution.as_deref();
+    let scope = input.run.as_ref().map_or(Scope::All, |run| Scope::Run { run, execution });
     let ended = match scope {
         Scope::All => ended(&leases, clients).await?,
-        Scope::Run(_) => BTreeSet::new(),
+        Scope::Run { .. } => BTreeSet::new(),
     };
     let seen = Seen { leases: &leases, machines: &machines, ended: &ended, now };
     let Sweep { terminate, revoke, close, lost } = sweep::sweep(scope, seen);
@@ -94,7 +96,7 @@ pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime
         terminated: terminate,
         revoked_leases: attempts(revoke),
         closed_leases: attempts(close),
-        deleted_endpoints: endpoints::sweep(input.run.as_ref(), clients, now).await?,
+        deleted_endpoints: endpoints::sweep(&input, clients, now).await?,
     };
     tracing::info!(terminated = ?swept.terminated, revoked_leases = ?swept.revoked_leases,
         closed_leases = ?swept.closed_leases, deleted_endpoints = ?swept.deleted_endpoints, "swept");

@@ -32,8 +32,13 @@ pub struct Machine {
 pub enum Scope<'a> {
     /// The schedule: expired and revoked leases and orphans of everybody.
     All,
-    /// A pipeline that is done with a run: every machine of it, expired or not.
-    Run(&'a RunId),
+    /// A pipeline that is done with a run: every machine that it launched, expired or not.
+    Run {
+        /// The run.
+        run: &'a RunId,
+        /// The pipeline; absent means: every machine of the run, whoever launched it.
+        execution: Option<&'a str>,
+    },
 }
 
 /// What is known.
@@ -70,7 +75,7 @@ pub fn sweep(scope: Scope<'_>, seen: Seen<'_>) -> Sweep {
     for lease in leases {
         let is_open = lease.status != LeaseStatus::Closed;
         let concerned = match scope {
-            Scope::Run(run) => lease.run == *run,
+            Scope::Run { run, execution } => lease.run == *run && execution.is_none_or(|e| lease.execution == e),
             Scope::All => true,
         };
         let machine = machines.iter().find(|m| m.attempt == lease.attempt);
@@ -78,7 +83,7 @@ pub fn sweep(scope: Scope<'_>, seen: Seen<'_>) -> Sweep {
             continue;
         }
         let over = match scope {
-            Scope::Run(_) => true,
+            Scope::Run { .. } => true,
             Scope::All => {
                 let is_revoked = lease.status == LeaseStatus::Revoked;
                 let expired = now >= if is_revoked { lease.expires_at.after(GRACE) } else { lease.expires_at };
@@ -188,14 +193,18 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_run_loses_its_machines_and_nobody_elses() {
+    fn a_pipeline_that_is_done_ends_its_own_machines_and_nobody_elses() {
         let mut other = lease("b", 9000);
         other.run = "run-ba9876543210".parse().unwrap();
         let run = "run-0123456789ab".parse().unwrap();
-        let sweep = sweep(Scope::Run(&run), &[lease("a", 9000), other], &[machine("a"), machine("b")], UnixTime(1200));
-        assert_eq!(sweep.terminate, ["i-a"]);
-        assert_eq!(sweep.close.len(), 1);
-        assert!(sweep.lost.is_empty());
+        let (leases, machines) = ([lease("a", 9000), other, lease("c", 9000)], ["a", "b", "c"].map(machine));
+        let of = |execution| sweep(Scope::Run { run: &run, execution }, &leases, &machines, UnixTime(1200));
+        let own = of(Some("arn:a"));
+        assert_eq!(own.terminate, ["i-a"]);
+        assert_eq!(own.close.len(), 1);
+        assert!(own.lost.is_empty());
+        assert_eq!(of(Some("arn:again")), Sweep::default(), "one that only deploys the run has launched none");
+        assert_eq!(of(None).terminate, ["i-a", "i-c"]);
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub async fn handle(
     workspace_bucket: &str,
 ) -> Result<Verification, Failure> {
     let folder = S3Uri::new(workspace_bucket, workspace::run(&input.project, &input.run));
-    let missing = |what: &str| Failure::new(ErrorName::NotFound, format!("{what} of {} is missing", input.run));
+    let missing = |what: &str| Failure::missing(what, &input.run);
     let deployment: Deployment =
         clients.s3.get_json(&folder.join("deployment.json")).await?.ok_or_else(|| missing("the deployment"))?;
     let reference: ReferenceLogits = clients

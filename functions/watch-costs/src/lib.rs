@@ -4,12 +4,13 @@
 //! are mailed although a look dies in the middle (once more, when it dies between mailing and remembering that); a
 //! machine that would pass its cap before the next look is told to stop (its trainer checkpoints first), and that is mailed; an
 //! endpoint billed by the hour is charged to its project, and deleted before it costs what is reserved for a training or is
-//! above the month's limit. What fails keeps nothing else from being done, and fails the look in the end.
+//! above the month's limit, which is mailed once it is certain ([`stopped`]). What fails keeps nothing else from being done, and
+//! fails the look in the end.
 
 mod machines;
 pub mod mail;
 pub mod meter;
-mod problems;
+mod stopped;
 
 use tunesmith_aws::{
     dynamodb::{Conditional, Expression, Table, Transacted, Write},
@@ -20,13 +21,12 @@ use tunesmith_contract::{
     ProjectId, Seconds, UnixTime, Usd,
     deployment::LiveRecord,
     error_name::Failure,
-    ledger::{BudgetItem, EndpointMeter, ItemKey, RunRecord},
+    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, RunRecord},
     tasks::WatchedCosts,
 };
+use tunesmith_lambda::{Metric, Problems, Unit, publish_metrics};
 
-use tunesmith_lambda::{Metric, Unit, publish_metrics};
-
-use crate::problems::Problems;
+use crate::stopped::{Stopped, mail_owed};
 
 /// The schedule's interval: how far ahead a machine's cost is looked at.
 pub const INTERVAL: Seconds = Seconds(300);
@@ -51,9 +51,13 @@ pub struct Clients {
 /// Whatever could not be done, after everything else was; everything may be repeated.
 pub async fn handle(clients: &Clients, account_cap: Usd, now: UnixTime) -> Result<WatchedCosts, Failure> {
     let (mut watched, mut problems) = (WatchedCosts::default(), Problems::default());
-    machines::meter(clients, now, &mut watched, &mut problems).await;
-    for endpoint in problems.keep("endpoints", endpoints(clients).await).unwrap_or_default() {
-        problems.keep(&endpoint.name, charge_endpoint(clients, &endpoint, account_cap, now).await);
+    let leases = clients.table.query("LEASE", "").await.map_err(Failure::from);
+    let leases: Vec<Lease> = problems.keep("leases", leases).unwrap_or_default();
+    let standing = problems.keep("endpoints", endpoints(clients).await).unwrap_or_default();
+    mail_owed(clients, &leases, &standing, now, &mut problems).await;
+    machines::meter(clients, &leases, now, &mut watched, &mut problems).await;
+    for endpoint in &standing {
+        problems.keep(&endpoint.name, charge_endpoint(clients, endpoint, account_cap, now).await);
     }
     // Read again: what could not be charged is still on the meter, and counts for what follows.
     let endpoints = problems.keep("endpoints", endpoints(clients).await).unwrap_or_default();
@@ -221,11 +225,9 @@ async fn stop_endpoints(
 /// The live record goes too, if it names this endpoint: the gateway then says that nothing is live, and the next pipeline deploys
 /// the run again. False when another became live, or somebody deleted it, at this moment: the next look sees it.
 async fn stop_endpoint(clients: &Clients, endpoint: &EndpointMeter, now: UnixTime) -> Result<bool, Failure> {
-    // The meter's end is written after the mail: whatever dies before, the next look does it all again; what dies after is left to
-    // sweep-resources. A mail that cannot be sent fails the look, and does not let the endpoint go on costing money.
-    let (subject, body) = mail::endpoint_stopped(endpoint);
-    let mailed = clients.alarms.publish(&subject, &body).await;
-    let ended = Expression::new("SET ended_at = :now").value(":now", now);
+    // From here on the endpoint ends and the mail is owed, whatever dies: sweep-resources deletes it, a later look mails it.
+    let ended =
+        Expression::new("SET ended_at = :now, stop_mail_due = :due").value(":now", now).value(":due", now.after(CLAIM));
     let standing = Expression::new("attribute_exists(pk) AND attribute_not_exists(ended_at)");
     let mut writes = vec![Write::update(&ItemKey::endpoint(&endpoint.name), ended).when(standing)];
     let live_key = ItemKey::live(&endpoint.project);
@@ -237,7 +239,10 @@ async fn stop_endpoint(clients: &Clients, endpoint: &EndpointMeter, now: UnixTim
     if clients.table.transact(writes, None).await? != Transacted::Done {
         return Ok(false);
     }
-    clients.sagemaker.delete_endpoint(&endpoint.name).await?;
+    // Neither waits for the other: a mail that cannot be sent does not let the endpoint go on costing money.
+    let deleted = clients.sagemaker.delete_endpoint(&endpoint.name).await;
+    let mailed = Stopped::endpoint(endpoint).mail(clients).await;
+    deleted?;
     mailed?;
     Ok(true)
 }

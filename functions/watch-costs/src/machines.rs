@@ -9,13 +9,18 @@ use tunesmith_contract::{
     ledger::{ItemKey, Lease, LeaseStatus},
     tasks::WatchedCosts,
 };
+use tunesmith_lambda::Problems;
 
-use crate::{CLAIM, Clients, INTERVAL, mail, meter, problems::Problems};
+use crate::{CLAIM, Clients, INTERVAL, meter, stopped::Stopped};
 
 /// Meters every machine, stops those that would pass their caps, mails what was stopped.
-pub async fn meter(clients: &Clients, now: UnixTime, watched: &mut WatchedCosts, problems: &mut Problems) {
-    let leases = clients.table.query("LEASE", "").await.map_err(Failure::from);
-    let leases: Vec<Lease> = problems.keep("leases", leases).unwrap_or_default();
+pub async fn meter(
+    clients: &Clients,
+    leases: &[Lease],
+    now: UnixTime,
+    watched: &mut WatchedCosts,
+    problems: &mut Problems,
+) {
     for lease in leases.iter().filter(|l| l.status != LeaseStatus::Closed && l.instance_id.is_some()) {
         watched.machines += 1;
         let raised = clients.table.raise(&ItemKey::lease(&lease.attempt), "metered", lease.metered_at(now)).await;
@@ -24,10 +29,7 @@ pub async fn meter(clients: &Clients, now: UnixTime, watched: &mut WatchedCosts,
             problems.keep(&lease.attempt, stop(clients, lease, now, watched).await);
         }
     }
-    for lease in leases.iter().filter(|l| meter::owes_mail(l, now)) {
-        problems.keep(&lease.attempt, mail_again(clients, lease, now).await);
-    }
-    for ((project, run), total) in totals(&leases, now) {
+    for ((project, run), total) in totals(leases, now) {
         let raised = clients.table.raise(&ItemKey::run(&project, &run), "metered", total).await;
         problems.keep(&run, raised.map_err(Failure::from));
     }
@@ -45,8 +47,7 @@ fn totals(leases: &[Lease], now: UnixTime) -> BTreeMap<(ProjectId, RunId), Usd> 
     runs
 }
 
-/// Revokes the lease, then mails it. The lease remembers that the mail is owed until it was sent: a look that dies or fails in
-/// between leaves it to one that comes after [`CLAIM`].
+/// Revokes the lease, then mails it. The lease remembers that the mail is owed until it was sent.
 async fn stop(clients: &Clients, lease: &Lease, now: UnixTime, watched: &mut WatchedCosts) -> Result<(), Failure> {
     let revoke = Expression::new("SET #status = :revoked, #expires = :now, stop_mail_due = :due")
         .name("#status", "status")
@@ -58,26 +59,7 @@ async fn stop(clients: &Clients, lease: &Lease, now: UnixTime, watched: &mut Wat
     let key = ItemKey::lease(&lease.attempt);
     if let Conditional::Done(_) = clients.table.update::<Lease>(&key, revoke, Some(active)).await? {
         watched.stopped.push(lease.instance_id.clone().unwrap_or_default());
-        mail_stop(clients, lease, now).await?;
+        Stopped::machine(lease, now).mail(clients).await?;
     }
-    Ok(())
-}
-
-/// Mails what an earlier look has stopped and could not mail.
-async fn mail_again(clients: &Clients, lease: &Lease, now: UnixTime) -> Result<(), Failure> {
-    let claim = Expression::new("SET stop_mail_due = :due").value(":due", now.after(CLAIM));
-    let unclaimed = Expression::new("stop_mail_due = :seen").value(":seen", lease.stop_mail_due);
-    match clients.table.update::<Lease>(&ItemKey::lease(&lease.attempt), claim, Some(unclaimed)).await? {
-        Conditional::Done(_) => mail_stop(clients, lease, now).await,
-        Conditional::ConditionFailed => Ok(()),
-    }
-}
-
-async fn mail_stop(clients: &Clients, lease: &Lease, now: UnixTime) -> Result<(), Failure> {
-    let (subject, body) = mail::machine_stopped(lease, lease.metered_at(now));
-    clients.alarms.publish(&subject, &body).await?;
-    let sent = Expression::new("REMOVE stop_mail_due");
-    let _: Conditional<Lease> =
-        clients.table.update(&ItemKey::lease(&lease.attempt), sent, Some(Expression::present())).await?;
     Ok(())
 }

@@ -18,9 +18,9 @@ pub fn alarm(whose: &str, percent: u8, budget: &BudgetItem, used: Usd) -> (Strin
         format!("Tunesmith: {percent} % of this month's budget of {whose} is used"),
         format!(
             "Used so far   {used} of {limit} ({left} left)\nReserved      {reserved} for runs that are not finished\n\n{next}\n\n\
-             What you can do: raise budget.monthly_limit_usd in project.toml and upload it, or stop the running training in\n\
-             the Step Functions console (Stop execution): its machine ends within minutes, and what it did not use of its\n\
-             reservation is given back within a quarter of an hour.\n\
+             What you can do: raise budget.monthly_limit_usd in project.toml and upload it, which holds within five minutes; or\n\
+             stop the running training in the Step Functions console (Stop execution): its machine ends within minutes, and what\n\
+             it did not use of its reservation is given back within a quarter of an hour.\n\
              Figures are from Tunesmith's own meter, by the second; AWS's bill follows 8 to 12 hours later.\n",
             limit = budget.limit,
             reserved = budget.reserved,

@@ -15,10 +15,11 @@ pub fn must_stop(lease: &Lease, now: UnixTime, until_next: Seconds) -> bool {
         && lease.metered_at(now.after(until_next)) > lease.cap
 }
 
-/// Whether a look must mail that this machine was stopped: another look stopped it, and did not come to mailing it.
+/// Whether a look must mail that something was stopped: another look stopped it, and did not come to mailing it. `due` is when
+/// that one must have ended.
 #[must_use]
-pub fn owes_mail(lease: &Lease, now: UnixTime) -> bool {
-    lease.stop_mail_due.is_some_and(|due| due <= now)
+pub fn owes_mail(due: Option<UnixTime>, now: UnixTime) -> bool {
+    due.is_some_and(|due| due <= now)
 }
 
 /// Whether endpoints must be deleted now: with what is spent, what is reserved for runs, and what they cost until the look
@@ -98,10 +99,18 @@ mod tests {
     #[test]
     fn a_stop_that_was_not_mailed_is_mailed_by_a_later_look() {
         let stopped = Lease { status: LeaseStatus::Revoked, stop_mail_due: Some(UnixTime(1120)), ..lease() };
-        assert!(!owes_mail(&lease(), UnixTime(9999)), "nothing was stopped, or it was mailed");
-        assert!(!owes_mail(&stopped, UnixTime(1119)), "the look that stopped it may still be mailing");
-        assert!(owes_mail(&stopped, UnixTime(1120)));
-        assert!(owes_mail(&stopped.closed_at(UnixTime(1150)), UnixTime(1200)), "the machine has ended since");
+        assert!(!owes_mail(lease().stop_mail_due, UnixTime(9999)), "nothing was stopped, or it was mailed");
+        assert!(!owes_mail(stopped.stop_mail_due, UnixTime(1119)), "the look that stopped it may still be mailing");
+        assert!(owes_mail(stopped.stop_mail_due, UnixTime(1120)));
+        let closed = stopped.closed_at(UnixTime(1150));
+        assert!(owes_mail(closed.stop_mail_due, UnixTime(1200)), "the machine has ended since");
+    }
+
+    #[test]
+    fn an_endpoint_is_not_forgotten_before_its_end_was_mailed() {
+        let ended = EndpointMeter { ended_at: Some(UnixTime(100)), ..endpoint() };
+        assert!(ended.is_settled());
+        assert!(!EndpointMeter { stop_mail_due: Some(UnixTime(220)), ..ended }.is_settled());
     }
 
     fn endpoint() -> EndpointMeter {
@@ -113,6 +122,7 @@ mod tests {
             deployed_at: UnixTime(100),
             published_at: None,
             ended_at: None,
+            stop_mail_due: None,
             price_per_hour: Usd::from_micros(3_600),
             instances: 2,
             monthly_limit: Usd::ZERO,

@@ -41,6 +41,12 @@ enum Command {
     Approve(Decision),
     /// Reject the model that waits
     Reject(Decision),
+    /// Make an API key and show how to ask the model with it
+    Key {
+        /// Project [default: that of the last demo]
+        #[arg(long)]
+        project: Option<String>,
+    },
     /// Take a spot machine back: notice now, end after the notice time
     Interrupt {
         /// The machine [default: the one that runs]
@@ -145,6 +151,7 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Reject(d) => {
             operate::decide(&paths, d.project.as_deref(), d.run.as_deref(), "reject", &d.reason).await
         }
+        Command::Key { project } => operate::key(&paths, project.as_deref()).await,
         Command::Interrupt { instance, notice_seconds } => {
             operate::interrupt(&paths, instance.as_deref(), notice_seconds).await
         }

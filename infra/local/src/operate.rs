@@ -41,6 +41,24 @@ pub async fn status(paths: &Paths) -> Result<(), LocalError> {
     Ok(())
 }
 
+/// Makes an API key and prints a command that asks the project's model with it.
+///
+/// # Errors
+/// When no local cloud is up, or the table refuses the key.
+pub async fn key(paths: &Paths, project: Option<&str>) -> Result<(), LocalError> {
+    let state = State::read(&paths.local_cloud())?;
+    let project = named(project, &state)?;
+    println!("{}", demo::how_to_ask(&state, &project, &demo::make_key(&state, &project).await?)?);
+    Ok(())
+}
+
+fn named(project: Option<&str>, state: &State) -> Result<ProjectId, LocalError> {
+    let name = project
+        .or(state.project.as_deref())
+        .ok_or_else(|| LocalError::Usage("name the project with --project".into()))?;
+    name.parse().map_err(|e| LocalError::Usage(format!("{e}")))
+}
+
 /// Answers a waiting approval through `approve-deployment`.
 ///
 /// # Errors
@@ -53,10 +71,7 @@ pub async fn decide(
     reason: &str,
 ) -> Result<(), LocalError> {
     let state = State::read(&paths.local_cloud())?;
-    let name = project
-        .or(state.project.as_deref())
-        .ok_or_else(|| LocalError::Usage("name the project with --project".into()))?;
-    let project: ProjectId = name.parse().map_err(|e| LocalError::Usage(format!("{e}")))?;
+    let project = named(project, &state)?;
     demo::decide(&state, &project, run, verdict, reason).await?;
     println!("{verdict}: told training-pipeline of {project}");
     Ok(())

@@ -13,6 +13,7 @@ use super::sites::{Place, Sites};
 use super::start::Start;
 use crate::decoder::Decoder;
 use crate::error::Result;
+use crate::fingerprint::Fingerprint;
 use crate::frozen::Quantization;
 use crate::rng::Rng;
 
@@ -40,11 +41,20 @@ impl LayerAdapters {
     }
 }
 
+/// The base model that an adapter was trained on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Base {
+    /// How it was stored.
+    pub quantization: Quantization,
+    /// Which it was; `None` where nobody knows: adapters made elsewhere do not say, and encoder-decoders have none.
+    pub fingerprint: Option<Fingerprint>,
+}
+
 /// An adapter for a whole model.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     config: AdapterConfig,
-    base_quantization: Quantization,
+    base: Base,
     sites: Arc<Sites>,
     layers: Vec<LayerAdapters>,
 }
@@ -89,24 +99,31 @@ impl Adapter {
             }
             layers.push(adapters);
         }
-        Ok(Self { config, base_quantization: Quantization::None, sites: Arc::new(sites), layers })
+        Ok(Self { config, base: Base::default(), sites: Arc::new(sites), layers })
     }
 
     /// The same adapter, trained on `model` from now on.
     #[must_use]
     pub fn on_base(self, model: &Decoder) -> Self {
-        self.with_base_quantization(model.quantization())
+        let (quantization, fingerprint) = (model.quantization(), Some(model.fingerprint().clone()));
+        self.with_base(Base { quantization, fingerprint })
     }
 
-    pub(crate) fn with_base_quantization(self, base_quantization: Quantization) -> Self {
-        Self { base_quantization, ..self }
+    pub(crate) fn with_base(self, base: Base) -> Self {
+        Self { base, ..self }
     }
 
     /// How the base was stored that it was trained on. On a base that is stored otherwise it computes nearly the same: the
     /// difference is the error of the quantisation, which training could see.
     #[must_use]
     pub fn base_quantization(&self) -> Quantization {
-        self.base_quantization
+        self.base.quantization
+    }
+
+    /// Which base it was trained on, where that is known.
+    #[must_use]
+    pub fn base_fingerprint(&self) -> Option<&Fingerprint> {
+        self.base.fingerprint.as_ref()
     }
 
     /// Where it can sit, and what these places are called.
@@ -206,12 +223,7 @@ impl Adapter {
             changed.collect::<Result<_>>().map(LayerAdapters)
         };
         let layers = self.layers.iter().map(of_layer).collect::<Result<_>>()?;
-        Ok(Self {
-            config: self.config.clone(),
-            base_quantization: self.base_quantization,
-            sites: self.sites.clone(),
-            layers,
-        })
+        Ok(Self { config: self.config.clone(), base: self.base.clone(), sites: self.sites.clone(), layers })
     }
 }
 

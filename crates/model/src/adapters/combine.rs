@@ -8,16 +8,18 @@
 //!
 //! One adapter after the other is the same as both at once, since the base stays as it is and changes add up: [`compose`] is `Cat`
 //! with weights 1. DoRA and IA³ multiply, so their changes do not add up: they are refused.
-//! The result is plain LoRA with the scale 1 (`alpha = rank`).
+//! The result is plain LoRA with the scale 1 (`alpha = rank`), for the base that all of them were trained on.
 
 use std::collections::BTreeMap;
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, Base};
 use super::config::{AdapterConfig, LoraConfig, Method};
 use super::module_adapter::ModuleAdapter;
 use super::{Module, svd};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::fingerprint::Fingerprint;
+use crate::frozen::Quantization;
 use crate::ops::{host, tensor};
 
 /// How adapters become one.
@@ -47,7 +49,7 @@ struct Change {
 ///
 /// # Errors
 /// [`ModelError::CannotCombine`] without adapters, for DoRA and IA³, for adapters of other models, for unequal ranks where they
-/// must be equal, and for a weight that is no number.
+/// must be equal, for bases that differ or were stored otherwise, and for a weight that is no number.
 pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConfig) -> Result<Adapter> {
     let ranks = adapters.iter().map(|(adapter, _)| rank_of(adapter)).collect::<Result<Vec<usize>>>()?;
     let Some(largest) = ranks.iter().copied().max() else { return cannot("none was given", "name at least one") };
@@ -62,6 +64,7 @@ pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConf
         Combination::Cat => ranks.iter().sum(),
         Combination::Svd { rank } => rank.unwrap_or(largest),
     };
+    let base = common_base(adapters)?;
     if rank == 0 {
         return cannot("rank 0", "choose a rank of 1 or more");
     }
@@ -89,7 +92,7 @@ pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConf
         target_modules: modules,
     };
     let mut made: BTreeMap<String, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-    Adapter::build(config, model, &BTreeMap::new(), |place, name, shape, _| {
+    let combined = Adapter::build(config, model, &BTreeMap::new(), |place, name, shape, _| {
         let (a, b) = made.entry(place.path.clone()).or_insert_with(|| {
             let changes = changes.remove(&place.path).unwrap_or_default();
             let shape = model.module_shape(place.module);
@@ -101,7 +104,26 @@ pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConf
         });
         let values = if name == "lora_A.weight" { a } else { b };
         tensor(values.iter().map(|value| *value as f32).collect(), shape)
-    })
+    })?;
+    Ok(combined.with_base(base))
+}
+
+/// The base that all were trained on. One that does not say which it was goes with any.
+fn common_base(adapters: &[(&Adapter, f32)]) -> Result<Base> {
+    let mut quantizations: Vec<Quantization> = adapters.iter().map(|(one, _)| one.base_quantization()).collect();
+    let mut fingerprints: Vec<&Fingerprint> = adapters.iter().filter_map(|(one, _)| one.base_fingerprint()).collect();
+    quantizations.dedup();
+    fingerprints.dedup();
+    if let [first, second, ..] = quantizations[..] {
+        let reason = format!("they were trained on a base with quantization {} and {}", first.name(), second.name());
+        return cannot(&reason, "combine adapters of one quantization");
+    }
+    if let [first, second, ..] = fingerprints[..] {
+        let reason = format!("they were trained on bases with the fingerprints {first} and {second}");
+        return cannot(&reason, "combine adapters of one base model");
+    }
+    let quantization = quantizations.first().copied().unwrap_or_default();
+    Ok(Base { quantization, fingerprint: fingerprints.first().copied().cloned() })
 }
 
 /// Adapters that are applied one after the other, or all at once: exactly their sum.
@@ -201,7 +223,9 @@ fn cannot<T>(reason: &str, remedy: &'static str) -> Result<T> {
 mod tests {
     use super::*;
     use crate::adapters::testing::every_method;
-    use crate::decoder::tests::tiny_model;
+    use crate::decoder::Decoder;
+    use crate::decoder::tests::{busy_adapter, quantised_model, tiny_model};
+    use crate::ops::testing::random;
 
     fn refused(adapters: &[(&Adapter, f32)], how: Combination) -> String {
         combine(adapters, how, tiny_model().config()).unwrap_err().to_string()
@@ -235,6 +259,29 @@ mod tests {
             before = lost;
         }
         assert!(before < 1e-5, "nothing is lost at full rank: {before}");
+    }
+
+    #[test]
+    fn combined_adapters_know_their_base_and_those_of_two_bases_are_refused() {
+        let nf4 = quantised_model(ModelConfig::tiny(), Quantization::Nf4);
+        let (plain, quantised) = (busy_adapter(&tiny_model()), busy_adapter(&nf4));
+        for how in [Combination::Cat, Combination::Linear, Combination::Svd { rank: None }] {
+            let combined = combine(&[(&quantised, 0.5), (&quantised, 2.0)], how, nf4.config()).unwrap();
+            assert_eq!(combined.base_quantization(), Quantization::Nf4);
+            assert_eq!(combined.base_fingerprint(), Some(nf4.fingerprint()));
+        }
+        assert_eq!(rerank(&quantised, 2, nf4.config()).unwrap().base_quantization(), Quantization::Nf4);
+        let error = refused(&[(&quantised, 1.0), (&plain, 1.0)], Combination::Cat);
+        assert!(error.contains("quantization nf4 and none") && error.contains("of one quantization"), "{error}");
+
+        let other =
+            Decoder::from_source(ModelConfig::tiny(), Quantization::None, &|_, shape| Ok(random(3, shape, 0.3)))
+                .unwrap();
+        let error = refused(&[(&plain, 1.0), (&busy_adapter(&other), 1.0)], Combination::Cat);
+        assert!(error.contains(&other.fingerprint().to_string()) && error.contains("of one base model"), "{error}");
+        let unknown = plain.clone().with_base(Base::default());
+        let combined = combine(&[(&unknown, 1.0), (&plain, 1.0)], Combination::Cat, other.config()).unwrap();
+        assert_eq!(combined.base_fingerprint(), plain.base_fingerprint());
     }
 
     #[test]

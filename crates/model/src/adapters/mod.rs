@@ -23,6 +23,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use adapter::Base;
 pub use adapter::{Adapter, LayerAdapters};
 pub use config::{AdaLoraConfig, AdapterConfig, Ia3Config, LoraConfig, Method};
 pub use merge::{Merge, Merges};

@@ -13,9 +13,11 @@ use super::{Decoder, Layer};
 use crate::adapters::Module;
 use crate::config::{Layout, ModelConfig, NormKind, Positions};
 use crate::error::{ModelError, Result};
+use crate::fingerprint::Fingerprinter;
 use crate::frozen::{FrozenMatrix, Quantization};
 use crate::ops::attention::{Heads, Settings};
 use crate::ops::head::Head;
+use crate::ops::host;
 use crate::ops::linear::AdaptedLinear;
 use crate::ops::norm::Norm;
 use crate::ops::qk_norm::QkNorm;
@@ -79,10 +81,11 @@ impl Decoder {
             }
             Positions::Learned => (None, Some(learned()?)),
         };
-        let loader = Loader { config: &config, quantization, source };
+        let loader = Loader { config: &config, quantization, source, fingerprint: RefCell::default() };
         let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
         let norm = loader.norm(if gpt2 { "transformer.ln_f" } else { "model.norm" })?;
         let head = Head { weight: head, soft_cap: config.final_soft_cap };
+        let fingerprint = loader.fingerprint.take().finish();
         Ok(Self {
             embedding,
             positions,
@@ -91,6 +94,7 @@ impl Decoder {
             norm,
             head,
             quantization,
+            fingerprint,
             config,
             #[cfg(any(test, feature = "cuda"))]
             gpu: None,
@@ -102,6 +106,7 @@ struct Loader<'a> {
     config: &'a ModelConfig,
     quantization: Quantization,
     source: Source<'a>,
+    fingerprint: RefCell<Fingerprinter>,
 }
 
 impl Loader<'_> {
@@ -163,6 +168,7 @@ impl Loader<'_> {
                 true => (self.source)(&name, &[width, out])?.t()?.contiguous()?,
                 false => (self.source)(&name, &[out, width])?,
             };
+            self.fingerprint.borrow_mut().add(&name, host(&weight)?.get(..width).unwrap_or_default());
             weights.push((*module, FrozenMatrix::new(&name, weight, self.quantization)?));
             if self.config.has_bias(*module) {
                 biases.push((self.source)(&format!("{path}.bias"), &[out])?);

@@ -18,6 +18,7 @@ use crate::adapters::{Adapter, Kind, LayerAdapters, Module};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::fingerprint::Fingerprint;
 use crate::frozen::Quantization;
 use crate::ops::attention::Segments;
 use crate::ops::head::Head;
@@ -36,6 +37,7 @@ pub struct Decoder {
     pub(crate) norm: Norm,
     pub(crate) head: Head,
     quantization: Quantization,
+    fingerprint: Fingerprint,
     #[cfg(any(test, feature = "cuda"))]
     gpu: Option<crate::cuda::GpuModel>,
 }
@@ -96,6 +98,12 @@ impl Decoder {
     #[must_use]
     pub fn quantization(&self) -> Quantization {
         self.quantization
+    }
+
+    /// By what an adapter that was trained on it recognises it.
+    #[must_use]
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     /// Logits `[n, V]` of every token of the sequence `ids`. For comparisons and short texts: memory grows with `n · V`.

@@ -22,7 +22,7 @@ mod write;
 use candle_core::quantized::gguf_file::Value;
 
 pub use encoding::Encoding;
-pub use modelfile::modelfile;
+pub use modelfile::Modelfile;
 pub use read::GgufModel;
 pub use write::{GgufExport, Progress};
 

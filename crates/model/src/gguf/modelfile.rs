@@ -103,7 +103,9 @@ impl Turns {
             let around_opt = match role.as_str() {
                 "system" => self.system.as_ref(),
                 "user" => Some(&self.user),
-                _ => Some(&self.assistant),
+                "assistant" => Some(&self.assistant),
+                // the Go template has no place for others
+                _ => None,
             };
             if let Some(Around { before, after }) = around_opt {
                 text.extend([before, content, after].map(String::as_str));
@@ -146,30 +148,52 @@ fn around(text: &str, content: &str) -> Option<Around> {
     Some(Around { before: before.to_owned(), after: after.to_owned() })
 }
 
-/// The `Modelfile` for `gguf`, a file name in the same folder, with so many positions. A model without a chat template gets the
-/// prompt as it is.
-///
-/// # Errors
-/// [`ModelError::NotInGguf`] for a template that cannot be translated.
-pub fn modelfile(gguf: &str, tokenizer: &Tokenizer, num_ctx: usize) -> Result<String> {
-    let template = match tokenizer.chat_template() {
-        Ok(template) => {
-            let remedy = "Ollama cannot write it: use llama.cpp, which runs the chat template in the GGUF file itself";
-            let turns = Turns::of(template).filter(|turns| turns.texts().all(|text| can_be_quoted(text)));
-            let Some(turns) = turns else { return refuse("chat_template", "not text around each turn", remedy) };
-            let added = tokenizer.added_around()?.bos;
-            let bos = tokenizer.bos().filter(|_| added).and_then(|id| tokenizer.token(id)).unwrap_or_default();
-            turns.go(&bos)
+/// A `Modelfile`, and what its template does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Modelfile {
+    text: String,
+    turns_opt: Option<Turns>,
+}
+
+impl Modelfile {
+    /// For `gguf`, a file name in the same folder, with `num_ctx` positions: Ollama reserves the cache of all of them when it loads
+    /// the model, so a model's own limit is mostly too many. A model without a chat template gets the prompt as it is.
+    ///
+    /// # Errors
+    /// [`ModelError::NotInGguf`] for a template that cannot be translated.
+    pub fn new(gguf: &str, tokenizer: &Tokenizer, num_ctx: usize) -> Result<Self> {
+        let (template, turns_opt) = match tokenizer.chat_template() {
+            Ok(template) => {
+                let remedy =
+                    "Ollama cannot write it: use llama.cpp, which runs the chat template in the GGUF file itself";
+                let turns = Turns::of(template).filter(|turns| turns.texts().all(|text| can_be_quoted(text)));
+                let Some(turns) = turns else { return refuse("chat_template", "not text around each turn", remedy) };
+                let added = tokenizer.added_around()?.bos;
+                let bos = tokenizer.bos().filter(|_| added).and_then(|id| tokenizer.token(id)).unwrap_or_default();
+                (turns.go(&bos), Some(turns))
+            }
+            Err(ModelError::NoChatTemplate) => ("{{ .Prompt }}".to_owned(), None),
+            Err(error) => return Err(error),
+        };
+        let mut text = format!("FROM ./{gguf}\nTEMPLATE \"\"\"{template}\"\"\"\n");
+        for token in tokenizer.terminators().iter().filter_map(|id| tokenizer.token(*id)) {
+            text.push_str(&format!("PARAMETER stop {token:?}\n"));
         }
-        Err(ModelError::NoChatTemplate) => "{{ .Prompt }}".to_owned(),
-        Err(error) => return Err(error),
-    };
-    let mut text = format!("FROM ./{gguf}\nTEMPLATE \"\"\"{template}\"\"\"\n");
-    for token in tokenizer.terminators().iter().filter_map(|id| tokenizer.token(*id)) {
-        text.push_str(&format!("PARAMETER stop {token:?}\n"));
+        text.push_str(&format!("PARAMETER num_ctx {num_ctx}\n"));
+        Ok(Self { text, turns_opt })
     }
-    text.push_str(&format!("PARAMETER num_ctx {num_ctx}\n"));
-    Ok(text)
+
+    /// What stands in the file.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// A conversation as its template has Ollama write it; `None` where it has none.
+    #[must_use]
+    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Option<String> {
+        Some(self.turns_opt.as_ref()?.render(messages, prompt))
+    }
 }
 
 /// Whether it may stand in a Go template within three quotation marks.

@@ -1,23 +1,27 @@
 //! Adapters on disk, in the layout of Python `peft`: `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! Tensor names: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`; the last parts and the shapes are in the file
-//! of each method under [`crate::adapters`]. All values are f32. An adapter that was trained on a quantised base has a third file
-//! beside them, `base_quantization.json`, by which our own tools put it on the same base again; Python does not look at it.
+//! of each method under [`crate::adapters`]. All values are f32. Beside them lie files by which our own tools put the adapter on the
+//! same base again, and which Python does not look at: `base_fingerprint.json` says which base it was trained on, and
+//! `base_quantization.json` how that was stored, when not as f32.
 
 mod settings;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::adapters::{Adapter, Sites};
+use crate::adapters::{Adapter, Base, Sites};
+use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
+use crate::fingerprint::Fingerprint;
 use crate::frozen::Quantization;
 use crate::ops::host;
 use crate::weights::Weights;
@@ -30,6 +34,8 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// How the base was stored that the adapter was trained on; absent when as f32.
 pub const QUANTIZATION_FILE: &str = "base_quantization.json";
+/// Which base the adapter was trained on; absent from adapters that were made elsewhere.
+pub const FINGERPRINT_FILE: &str = "base_fingerprint.json";
 
 const PREFIX: &str = "base_model.model.";
 
@@ -39,6 +45,12 @@ struct BaseQuantization {
     base_quantization: Quantization,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BaseFingerprint {
+    base_fingerprint: Fingerprint,
+}
+
 /// Writes the files into `folder`, which is created. `base_model` is what `peft` shows as `base_model_name_or_path`.
 /// The same adapter gives the same bytes. When it fails, no file is half written.
 pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
@@ -46,53 +58,106 @@ pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
     let path = folder.join(CONFIG_FILE);
     let settings = settings::write(adapter, base_model);
     let text = serde_json::to_string_pretty(&settings).map_err(ModelError::json(&path))?;
-    write_base_quantization(adapter.base_quantization(), &folder.join(QUANTIZATION_FILE))?;
+    let base_quantization = adapter.base_quantization();
+    let quantised = (base_quantization != Quantization::None).then_some(BaseQuantization { base_quantization });
+    write_or_remove(quantised, &folder.join(QUANTIZATION_FILE))?;
+    let fingerprint = adapter.base_fingerprint().cloned();
+    let known = fingerprint.map(|base_fingerprint| BaseFingerprint { base_fingerprint });
+    write_or_remove(known, &folder.join(FINGERPRINT_FILE))?;
     write_tensors(adapter, &folder.join(WEIGHTS_FILE))?;
     whole_file::write(&path, (text + "\n").as_bytes()).map_err(ModelError::io(&path))
 }
 
 /// How the base was stored that the adapter in `folder` was trained on. Whoever loads base and adapter asks this first.
 pub fn base_quantization(folder: &Path) -> Result<Quantization> {
-    let path = folder.join(QUANTIZATION_FILE);
-    if !path.exists() {
-        return Ok(Quantization::None);
-    }
-    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-    let stored: BaseQuantization = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
-    Ok(stored.base_quantization)
+    let stored: Option<BaseQuantization> = read_opt(&folder.join(QUANTIZATION_FILE))?;
+    Ok(stored.map_or(Quantization::None, |stored| stored.base_quantization))
 }
 
-fn write_base_quantization(base_quantization: Quantization, path: &Path) -> Result<()> {
-    if base_quantization == Quantization::None {
+/// Writes the file, or removes that of another adapter.
+fn write_or_remove(value_opt: Option<impl Serialize>, path: &Path) -> Result<()> {
+    let Some(value) = value_opt else {
         return match fs::remove_file(path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(ModelError::io(path)(error)),
             _ => Ok(()),
         };
-    }
-    let text = serde_json::to_string(&BaseQuantization { base_quantization }).map_err(ModelError::json(path))?;
+    };
+    let text = serde_json::to_string(&value).map_err(ModelError::json(path))?;
     whole_file::write(path, (text + "\n").as_bytes()).map_err(ModelError::io(path))
 }
 
-/// Reads the files and checks them against the model that the adapter is to sit on: its [`crate::ModelConfig`] or
+fn read_opt<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(ModelError::io(path))?;
+    serde_json::from_str(&text).map(Some).map_err(ModelError::json(path))
+}
+
+/// Reads the files and checks them against the shapes of the model that the adapter is to sit on: its [`crate::ModelConfig`] or
 /// [`crate::EncoderDecoderConfig`].
+///
+/// # Errors
+/// [`ModelError::ForeignAdapter`] when it has other shapes.
 pub fn load(folder: &Path, model: impl Into<Sites>) -> Result<Adapter> {
     let sites = model.into();
-    let path = folder.join(CONFIG_FILE);
-    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-    let settings: Map<String, Value> = serde_json::from_str(&text).map_err(ModelError::json(&path))?;
+    let settings = settings_of(folder)?;
     let settings::Stored { config, ranks } = settings::read(&settings, &sites)?;
     let weights = Weights::open_files(folder, vec![folder.join(WEIGHTS_FILE)])?;
     let adapter = Adapter::build(config, sites, &ranks, |place, name, shape, _| {
         weights.get(&format!("{PREFIX}{}.{name}", place.path), shape)
+    });
+    let adapter = adapter.map_err(|error| match error {
+        ModelError::WrongShape { name, wanted, found } => foreign(
+            folder,
+            &settings,
+            format!("tensor {name} has shape {found:?}, for this model it would have {wanted:?}"),
+        ),
+        ModelError::MissingTensor { name, wanted, .. } => {
+            foreign(folder, &settings, format!("it has no tensor {name}, which this model wants with shape {wanted:?}"))
+        }
+        error => error,
     })?;
-    let known: Vec<String> = adapter.parameters().iter().map(|(name, _)| format!("{PREFIX}{name}")).collect();
-    match weights.names().find(|name| !known.iter().any(|known| known == name)) {
-        None => Ok(adapter.with_base_quantization(base_quantization(folder)?)),
-        Some(surplus) => {
-            let reason = "the model or the method has no such tensor".to_owned();
-            Err(ModelError::AdapterMismatch { name: surplus.to_owned(), reason })
+    let known: BTreeSet<String> = adapter.parameters().iter().map(|(name, _)| format!("{PREFIX}{name}")).collect();
+    if let Some(surplus) = weights.names().find(|name| !known.contains(*name)) {
+        return Err(foreign(
+            folder,
+            &settings,
+            format!("this model and the method have no place for tensor {surplus}"),
+        ));
+    }
+    let stored: Option<BaseFingerprint> = read_opt(&folder.join(FINGERPRINT_FILE))?;
+    let fingerprint = stored.map(|stored| stored.base_fingerprint);
+    Ok(adapter.with_base(Base { quantization: base_quantization(folder)?, fingerprint }))
+}
+
+/// The same for the model itself, which must be the one that the adapter was trained on, as far as that is known. How it is stored
+/// is left to the caller: some want another form.
+///
+/// # Errors
+/// [`ModelError::ForeignAdapter`] when it is another model, also one of the same shapes.
+pub fn load_onto(folder: &Path, model: &Decoder) -> Result<Adapter> {
+    let adapter = load(folder, model.config())?;
+    model.check_adapter(Some(&adapter))?;
+    match adapter.base_fingerprint().filter(|wanted| *wanted != model.fingerprint()) {
+        None => Ok(adapter),
+        Some(wanted) => {
+            let found = model.fingerprint();
+            let reason = format!("it was trained on weights with the fingerprint {wanted}, this model's have {found}");
+            Err(foreign(folder, &settings_of(folder)?, reason))
         }
     }
+}
+
+fn settings_of(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+    serde_json::from_str(&text).map_err(ModelError::json(&path))
+}
+
+fn foreign(folder: &Path, settings: &Map<String, Value>, reason: String) -> ModelError {
+    let base = settings.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().to_owned();
+    ModelError::ForeignAdapter { adapter: PathBuf::from(folder), base, reason }
 }
 
 fn write_tensors(adapter: &Adapter, path: &Path) -> Result<()> {
@@ -121,6 +186,7 @@ mod tests {
     use crate::ModelConfig;
     use crate::adapters::testing::{every_config, every_method};
     use crate::decoder::tests::{busy_adapter, quantised_model, tiny_model};
+    use crate::ops::testing::random;
 
     fn same(a: &Adapter, b: &Adapter) {
         assert_eq!(a.config(), b.config());
@@ -188,12 +254,43 @@ mod tests {
     #[test]
     fn adapters_for_other_models_are_refused() {
         let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
-        save(&busy_adapter(&model), folder.path(), "base").unwrap();
+        save(&busy_adapter(&model), folder.path(), "some/base").unwrap();
         let wider = ModelConfig { hidden_size: 64, ..model.config().clone() };
-        assert!(matches!(load(folder.path(), &wider), Err(ModelError::WrongShape { .. })));
         let deeper = ModelConfig { num_hidden_layers: 3, ..model.config().clone() };
-        assert!(matches!(load(folder.path(), &deeper), Err(ModelError::MissingTensor { .. })));
         let shallower = ModelConfig { num_hidden_layers: 1, ..model.config().clone() };
-        assert!(matches!(load(folder.path(), &shallower), Err(ModelError::AdapterMismatch { .. })));
+        for (other, found) in [(wider, "has shape"), (deeper, "it has no tensor"), (shallower, "have no place")] {
+            refused(load(folder.path(), &other), &[found, &folder.path().display().to_string()]);
+        }
+    }
+
+    /// Refused as the adapter of another base, with these words and the remedy.
+    fn refused(result: Result<Adapter>, wanted: &[&str]) {
+        let error = result.unwrap_err();
+        assert!(matches!(error, ModelError::ForeignAdapter { .. }), "{error:?}");
+        let remedy = "load the base model that adapter_config.json names (\"some/base\")";
+        for wanted in wanted.iter().chain([&remedy]) {
+            assert!(error.to_string().contains(*wanted), "{wanted}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_adapter_of_another_base_of_the_same_shape_is_recognised_by_its_fingerprint() {
+        let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
+        save(&busy_adapter(&model), folder.path(), "some/base").unwrap();
+        let loaded = load_onto(folder.path(), &model).unwrap();
+        assert_eq!(loaded.base_fingerprint(), Some(model.fingerprint()));
+        load_onto(folder.path(), &quantised_model(ModelConfig::tiny(), Quantization::Nf4)).unwrap();
+        let other =
+            Decoder::from_source(ModelConfig::tiny(), Quantization::None, &|_, shape| Ok(random(3, shape, 0.3)))
+                .unwrap();
+        let prints = [&model, &other].map(|model| model.fingerprint().to_string());
+        refused(load_onto(folder.path(), &other), &[prints[0].as_str(), prints[1].as_str()]);
+        // one that was made elsewhere does not say
+        fs::remove_file(folder.path().join(FINGERPRINT_FILE)).unwrap();
+        let unknown = load_onto(folder.path(), &other).unwrap();
+        assert_eq!(unknown.base_fingerprint(), None);
+        save(&busy_adapter(&model), folder.path(), "some/base").unwrap();
+        save(&unknown, folder.path(), "some/base").unwrap();
+        assert!(!folder.path().join(FINGERPRINT_FILE).exists(), "no file of another adapter is left");
     }
 }

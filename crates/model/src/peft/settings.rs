@@ -144,7 +144,11 @@ pub(super) fn read(settings: &Map<String, Value>, sites: &Sites) -> Result<Store
         Some("IA3") => &OF_IA3[..],
         _ => return file.refuse("peft_type", "LORA (with use_rslora, use_dora), ADALORA and IA3 are read"),
     };
-    if !matches!(file.text("bias"), None | Some("none")) {
+    let has_none = match settings.get("bias") {
+        None | Some(Value::Null) => true,
+        Some(value) => value == "none",
+    };
+    if !has_none {
         return file.refuse("bias", "train with bias none");
     }
     let init = settings.get("init_lora_weights");
@@ -161,7 +165,7 @@ pub(super) fn read(settings: &Map<String, Value>, sites: &Sites) -> Result<Store
         }
     }
     let target_modules = file.modules("target_modules", sites)?;
-    if file.flag("fan_in_fan_out") && !target_modules.iter().all(|module| module.is_transposed()) {
+    if file.flag("fan_in_fan_out")? && !target_modules.iter().all(|module| module.is_transposed()) {
         return file
             .refuse("fan_in_fan_out", "only GPT-2 stores its matrices so: the adapter is for another base model");
     }
@@ -169,8 +173,8 @@ pub(super) fn read(settings: &Map<String, Value>, sites: &Sites) -> Result<Store
         Some("LORA") => Method::Lora(LoraConfig {
             rank: file.number("r")?,
             alpha: file.real("lora_alpha")? as f32,
-            use_rslora: file.flag("use_rslora"),
-            use_dora: file.flag("use_dora"),
+            use_rslora: file.flag("use_rslora")?,
+            use_dora: file.flag("use_dora")?,
         }),
         Some("ADALORA") => Method::AdaLora(AdaLoraConfig {
             init_r: file.number("init_r")?,
@@ -207,8 +211,13 @@ impl File<'_> {
         self.0.get(key).and_then(Value::as_str)
     }
 
-    fn flag(&self, key: &str) -> bool {
-        self.0.get(key).and_then(Value::as_bool).unwrap_or(false)
+    /// A switch; off when it is absent.
+    fn flag(&self, key: &str) -> Result<bool> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(is_on)) => Ok(*is_on),
+            Some(_) => self.refuse(key, "give true or false"),
+        }
     }
 
     fn number(&self, key: &str) -> Result<usize> {
@@ -245,14 +254,17 @@ impl File<'_> {
 
     /// `rank_pattern` of AdaLoRA: for each module which of its initial ranks were kept.
     fn ranks(&self) -> Result<BTreeMap<String, usize>> {
-        let mut ranks = BTreeMap::new();
-        let Some(Value::Object(pattern)) = self.0.get("rank_pattern") else { return Ok(ranks) };
+        let (mut ranks, remedy) = (BTreeMap::new(), "give for each lora_E a list of true and false");
+        let pattern = match self.0.get("rank_pattern") {
+            None | Some(Value::Null) => return Ok(ranks),
+            Some(Value::Object(pattern)) => pattern,
+            Some(_) => return self.refuse("rank_pattern", remedy),
+        };
         for (name, kept) in pattern {
             let path = name.strip_suffix(".default").unwrap_or(name).strip_suffix(".lora_E");
-            let (Some(path), Some(kept)) = (path, kept.as_array()) else {
-                return self.refuse("rank_pattern", "give for each lora_E a list of true and false");
-            };
-            ranks.insert(path.to_owned(), kept.iter().filter(|kept| kept.as_bool() == Some(true)).count());
+            let kept: Option<Vec<bool>> = kept.as_array().and_then(|kept| kept.iter().map(Value::as_bool).collect());
+            let (Some(path), Some(kept)) = (path, kept) else { return self.refuse("rank_pattern", remedy) };
+            ranks.insert(path.to_owned(), kept.into_iter().filter(|kept| *kept).count());
         }
         Ok(ranks)
     }
@@ -290,7 +302,11 @@ mod tests {
         for (change, wanted) in [
             (json!({"peft_type": "VERA"}), "peft_type = \"VERA\""),
             (json!({"bias": "all"}), "bias = \"all\" is not supported; train with bias none"),
+            (json!({"bias": true}), "bias = true is not supported; train with bias none"),
+            (json!({"use_rslora": 1}), "use_rslora = 1 is not supported; give true or false"),
+            (json!({"use_dora": "yes"}), "use_dora = \"yes\" is not supported; give true or false"),
             (json!({"fan_in_fan_out": true}), "fan_in_fan_out = true"),
+            (json!({"fan_in_fan_out": "false"}), "fan_in_fan_out = \"false\" is not supported; give true or false"),
             (json!({"modules_to_save": ["lm_head"]}), "modules_to_save = [\"lm_head\"]"),
             (json!({"rank_pattern": {"q_proj": 2}}), "rank_pattern = {\"q_proj\":2}"),
             (json!({"init_lora_weights": "pissa"}), "init_lora_weights = \"pissa\""),
@@ -305,6 +321,29 @@ mod tests {
         }
         let error = refused(json!({"target_modules": ["q_proj", "c_attn"]}));
         assert!(error.contains("\"c_attn\"") && error.contains("it has q_proj k_proj v_proj"), "{error}");
+    }
+
+    #[test]
+    fn ranks_that_are_no_list_of_true_and_false_are_refused() {
+        let mut settings = json!({
+            "peft_type": "ADALORA", "target_modules": ["q_proj"], "lora_alpha": 8, "init_r": 3, "target_r": 2, "tinit": 1,
+            "tfinal": 1, "deltaT": 1, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5, "total_step": 9
+        });
+        let path = "model.layers.0.self_attn.q_proj";
+        let mut read_with = |pattern: Value| {
+            settings["rank_pattern"] = pattern;
+            read(settings.as_object().unwrap(), &sites(Layout::Llama)).map(|stored| stored.ranks)
+        };
+        assert!(read_with(Value::Null).unwrap().is_empty());
+        let kept = read_with(json!({format!("{path}.lora_E"): [true, false, true]})).unwrap();
+        assert_eq!(kept, BTreeMap::from([(path.to_owned(), 2)]));
+        for wrong in [json!(3), json!({path: [true]}), json!({format!("{path}.lora_E"): [1, 0, 1]})] {
+            let error = read_with(wrong.clone()).unwrap_err().to_string();
+            assert!(
+                error.contains("rank_pattern = ") && error.contains("a list of true and false"),
+                "{wrong}: {error}"
+            );
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //! nothing but noise.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::Tokenizer;
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
 /// By what a tokenizer was recognised as that of another model.
@@ -54,6 +56,16 @@ pub enum Foreign {
 }
 
 impl Tokenizer {
+    /// [`Tokenizer::load`] for a model with this description: what trains, evaluates and serves loads it so.
+    ///
+    /// # Errors
+    /// Also [`ModelError::WrongTokenizer`] when it is that of another model.
+    pub fn load_for(folder: &Path, model: &ModelConfig) -> Result<Self> {
+        let tokenizer = Self::load(folder)?;
+        tokenizer.check_model(model.vocab_size)?;
+        Ok(tokenizer)
+    }
+
     /// Fails with [`ModelError::WrongTokenizer`] when this cannot be the tokenizer of a model with `rows` embeddings.
     ///
     /// Models have embeddings to spare (Phi-3 53, Qwen 2.5 271), since their number is rounded up: half of them unused is another

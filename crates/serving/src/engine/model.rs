@@ -20,13 +20,13 @@ impl ServedModel {
     /// on it is quantised again: the same model answers that was evaluated.
     ///
     /// # Errors
-    /// [`ModelError`] naming the file that is missing, damaged or does not fit the base model.
+    /// [`ModelError`] naming the file that is missing, damaged or does not belong to the base model.
     pub fn load(name: &str, base: &Path, adapter: Option<&Path>) -> Result<Self, ModelError> {
         let quantization = adapter.map(peft::base_quantization).transpose()?.unwrap_or_default();
         let model = Decoder::load_quantised(base, quantization)?;
-        let adapter_opt = adapter.map(|folder| peft::load(folder, model.config())).transpose()?;
-        model.check_adapter(adapter_opt.as_ref())?;
-        Ok(Self { name: name.into(), model, tokenizer: Tokenizer::load(base)?, adapter_opt })
+        let tokenizer = Tokenizer::load_for(base, model.config())?;
+        let adapter_opt = adapter.map(|folder| peft::load_onto(folder, &model)).transpose()?;
+        Ok(Self { name: name.into(), model, tokenizer, adapter_opt })
     }
 
     /// The model's name in the API.

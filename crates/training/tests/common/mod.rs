@@ -1,7 +1,9 @@
-//! Goldens, the small golden model, eleven sequences, settings.
+//! Goldens, the small golden model, eleven sequences, settings; ten steps beside a golden.
 
 // each test file uses a part
 #![allow(dead_code)]
+
+pub mod ten_steps;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

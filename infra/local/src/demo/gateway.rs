@@ -55,6 +55,18 @@ pub async fn make_key(state: &State, project: &ProjectId) -> Result<String, Loca
     Ok(secret)
 }
 
+/// A command that asks the project's model, ready to paste.
+///
+/// # Errors
+/// When the gateway is not deployed.
+pub fn how_to_ask(state: &State, project: &ProjectId, key: &str) -> Result<String, LocalError> {
+    let url = format!("{}v1/chat/completions", state.local_url(state.output("GatewayUrl")?));
+    let question = json!({"model": project.as_str(), "messages": [{"role": "user", "content": "…"}], "stream": true});
+    Ok(format!(
+        "curl -N {url} -H 'Authorization: Bearer {key}' \\\n    -H 'Content-Type: application/json' -d '{question}'"
+    ))
+}
+
 #[derive(Debug, Default)]
 struct Streamed {
     text: String,

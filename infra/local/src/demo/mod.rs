@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use approval::decide;
-pub use gateway::make_key;
+pub use gateway::{how_to_ask, make_key};
 pub use summary::Summary;
 
 /// What a person asked for.
@@ -40,14 +40,20 @@ pub struct Options {
     pub keep: bool,
 }
 
+/// A checkout has one local cloud: another would take the results of the one that is up.
+fn refuse_a_second(paths: &Paths) -> Result<(), LocalError> {
+    match State::read(&paths.local_cloud()) {
+        Ok(state) => Err(LocalError::AlreadyUp { pid: state.pid }),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Starts a local cloud with everything deployed and the models in place.
 ///
 /// # Errors
 /// When a tool is missing, something cannot be built, or a stack is not created.
 pub async fn bring_up(paths: &Paths, stages: &Stages) -> Result<Daemon, LocalError> {
-    if let Ok(state) = State::read(&paths.local_cloud()) {
-        return Err(LocalError::AlreadyUp { pid: state.pid });
-    }
+    refuse_a_second(paths)?;
     let stage = stages.begin("tools", None);
     let python = venv::ensure(paths, Contents::Emulator, &|text| stage.note(text)).await?;
     let embedder = models::embedder(paths, &python, &|text| stage.note(text)).await?;
@@ -75,17 +81,26 @@ pub async fn bring_up(paths: &Paths, stages: &Stages) -> Result<Daemon, LocalErr
 /// When a step fails or no model is published; what was started is stopped first.
 pub async fn run(paths: &Paths, options: &Options, stages: &Stages) -> Result<Summary, LocalError> {
     let source = Source::of(paths, options)?;
+    refuse_a_second(paths)?;
     Summary::clear(&paths.demo())?;
-    let mut daemon = bring_up(paths, stages).await?;
+    let mut summary = Summary::new(&source.project);
+    let mut daemon = match bring_up(paths, stages).await {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            summary.seconds = stages.seconds();
+            summary.error = Some(error.to_string());
+            summary.write(&paths.demo())?;
+            return Err(error);
+        }
+    };
     daemon.state.project = Some(source.project.to_string());
     daemon.state.write(&paths.local_cloud())?;
-    let mut summary = Summary::new(&source.project);
     let result = walk(paths, options, &source, &daemon.state, stages, &mut summary).await;
     let machines = report::running_machines(&daemon.state).await;
     crate::operate::save_function_logs(&daemon.state, &paths.local_cloud().join("logs/functions")).await;
     let mut left = Vec::new();
     if options.keep && matches!(result, Ok(()) | Err(LocalError::NotPublished { .. })) {
-        report::say_how_to_go_on(&daemon.state, stages);
+        report::say_how_to_go_on(&daemon.state, &source.project, stages).await;
         left.extend(machines);
         left.push(format!("local cloud (process {}): kept, as asked", daemon.state.pid));
         daemon.keep().await?;

@@ -12,6 +12,7 @@ use tunesmith_contract::{
 };
 
 use super::{
+    gateway::{how_to_ask, make_key},
     pipeline::Follower,
     summary::{Answered, BeforeAndAfter, Dollars, Endpoint, Summary, Units},
 };
@@ -80,10 +81,14 @@ pub async fn running_machines(state: &State) -> Vec<String> {
 }
 
 /// What a person can do with a local cloud that was left up.
-pub fn say_how_to_go_on(state: &State, stages: &Stages) {
-    let gateway = state.output("GatewayUrl").map(|url| state.local_url(url)).unwrap_or_default();
+pub async fn say_how_to_go_on(state: &State, project: &ProjectId, stages: &Stages) {
+    let ask = match make_key(state, project).await {
+        Ok(key) => how_to_ask(state, project, &key),
+        Err(error) => Err(error),
+    };
+    let ask = ask.unwrap_or_else(|error| format!("cargo local-cloud key   ({error})"));
     stages.say(&format!(
-        "\nThe local cloud stays up.\n  gateway  {gateway}v1\n  look     cargo local-cloud status | mailbox | logs\n  end it   cargo local-cloud down"
+        "\nThe local cloud stays up.\n  ask      {ask}\n  look     cargo local-cloud status | mailbox | logs\n  end it   cargo local-cloud down"
     ));
 }
 

@@ -1,4 +1,4 @@
-//! What could not be done in a look. The rest of it was.
+//! What could not be done when many things were looked at. The rest was.
 
 use std::fmt::Display;
 
@@ -9,7 +9,7 @@ use tunesmith_contract::error_name::Failure;
 pub struct Problems(Vec<(String, Failure)>);
 
 impl Problems {
-    /// The value, or nothing and a problem more. `what` names the lease, endpoint, project or question.
+    /// The value, or nothing and a problem more. `what` names the lease, endpoint, run, project or question.
     pub fn keep<T>(&mut self, what: impl Display, done: Result<T, Failure>) -> Option<T> {
         done.map_err(|failure| {
             tracing::error!(%what, error = %failure.name, cause = %failure.message, "a part of the look failed");
@@ -18,6 +18,8 @@ impl Problems {
         .ok()
     }
 
+    /// The end of the look.
+    ///
     /// # Errors
     /// One failure with the name of the first problem and the words of all.
     pub fn none(self) -> Result<(), Failure> {
