@@ -246,6 +246,42 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// No GPU where one was asked for.
+    #[error(
+        "no NVIDIA GPU can be used: {reason}; compute on the CPU, or choose a machine where nvidia-smi answers and the CUDA \
+         libraries named are installed"
+    )]
+    NoGpu {
+        /// What the driver or the loader said.
+        reason: String,
+    },
+    /// The GPU's half of the engine has no kernel for this.
+    #[error("{what}: not computed on a GPU yet; compute on the CPU, or choose another setting")]
+    NotOnGpu {
+        /// What was asked for.
+        what: String,
+    },
+    /// The GPU has too little memory.
+    #[error(
+        "the GPU has no room for {wanted} bytes more ({free} of {total} bytes are free); choose a smaller batch, recompute \
+         activations, quantise the base, or choose a larger card"
+    )]
+    GpuMemory {
+        /// Bytes asked for.
+        wanted: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes that the card has.
+        total: usize,
+    },
+    /// A call of the GPU's driver or libraries failed.
+    #[error("gpu: {call} failed: {reason}; look at nvidia-smi and the system log, then start again")]
+    Gpu {
+        /// Which call or kernel.
+        call: &'static str,
+        /// What it said.
+        reason: String,
+    },
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Compute(#[from] candle_core::Error),

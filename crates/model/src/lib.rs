@@ -8,6 +8,8 @@ pub mod adapters;
 pub mod batch;
 pub mod chat;
 pub mod config;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 pub mod decode;
 pub mod decoder;
 pub mod encoder_decoder;

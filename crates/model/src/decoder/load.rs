@@ -86,7 +86,19 @@ impl Decoder {
         let norm = loader.norm(if gpt2 { "transformer.ln_f" } else { "model.norm" })?;
         let head = Head { weight: head, soft_cap: config.final_soft_cap };
         let fingerprint = loader.fingerprint.take().finish();
-        Ok(Self { embedding, positions, rope, layers, norm, head, quantization, fingerprint, config })
+        Ok(Self {
+            embedding,
+            positions,
+            rope,
+            layers,
+            norm,
+            head,
+            quantization,
+            fingerprint,
+            config,
+            #[cfg(any(test, feature = "cuda"))]
+            gpu: None,
+        })
     }
 }
 

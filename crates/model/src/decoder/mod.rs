@@ -31,13 +31,15 @@ use crate::ops::{cross_entropy, host, tensor};
 pub struct Decoder {
     pub(crate) config: ModelConfig,
     pub(crate) embedding: Tensor,
-    positions: Option<Tensor>,
+    pub(crate) positions: Option<Tensor>,
     pub(crate) rope: Option<RopeTable>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     pub(crate) head: Head,
     quantization: Quantization,
     fingerprint: Fingerprint,
+    #[cfg(any(test, feature = "cuda"))]
+    gpu: Option<crate::cuda::GpuModel>,
 }
 
 pub(crate) struct Layer {
@@ -113,6 +115,11 @@ impl Decoder {
 
     /// Negative log-likelihood in nats of every row's target; 0 where there is none.
     pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(gpu) = &self.gpu {
+            self.check(batch, adapter_opt)?;
+            return gpu.row_losses(batch, adapter_opt);
+        }
         // inside the pool, as a step
         rayon::scope(|_| {
             let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
@@ -151,6 +158,16 @@ impl Decoder {
         recompute: Recompute,
         norms: ExampleNorms,
     ) -> Result<LossGradients> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(gpu) = &self.gpu {
+            self.check(batch, Some(adapter))?;
+            return match norms {
+                ExampleNorms::Skip => gpu.loss_and_gradients(batch, adapter, scale, recompute),
+                ExampleNorms::Measure => {
+                    Err(ModelError::NotOnGpu { what: "gradient norms of each example".to_owned() })
+                }
+            };
+        }
         // inside the pool, where an operation starts without waking a thread and waiting for it
         rayon::scope(|_| self.forward_backward_in_pool(batch, adapter, scale, recompute, norms))
     }
@@ -246,6 +263,20 @@ impl Decoder {
         tensor(x, (ids.len(), h))
     }
 
+    /// What can be known of a batch before a device computes it.
+    #[cfg(any(test, feature = "cuda"))]
+    fn check(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<()> {
+        self.check_adapter(adapter_opt)?;
+        self.check_length(batch.segments().longest())
+    }
+
+    /// Losses and gradients are computed on this device from now on; logits and generation stay on the processor.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn with_gpu(mut self, gpu: crate::cuda::Gpu) -> Result<Self> {
+        self.gpu = Some(crate::cuda::GpuModel::new(gpu, &self)?);
+        Ok(self)
+    }
+
     pub(crate) fn check_length(&self, length: usize) -> Result<()> {
         let limit = self.config.max_position_embeddings;
         if length > limit { Err(ModelError::TooManyPositions { length, limit }) } else { Ok(()) }
@@ -255,6 +286,10 @@ impl Decoder {
     pub fn check_adapter(&self, adapter_opt: Option<&Adapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
         adapter.config().validate(self.config.modules())?;
+        #[cfg(any(test, feature = "cuda"))]
+        if self.gpu.is_some() {
+            crate::cuda::check_method(&adapter.config().method)?;
+        }
         if adapter.sites().kind() != Kind::Decoder {
             let reason = "the adapter is for an encoder-decoder".to_owned();
             return Err(ModelError::AdapterMismatch { name: "encoder".to_owned(), reason });

@@ -146,6 +146,15 @@ pub struct FrozenWeight {
     matrices: Vec<FrozenMatrix>,
 }
 
+/// The values of one matrix, as they lie in memory.
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) enum AsStored<'a> {
+    F32(&'a Tensor),
+    Nf4(&'a Nf4),
+    /// A block format of llama.cpp.
+    Ggml(Quantization),
+}
+
 /// Values that are dequantised at once: 4 MB, large enough that a product runs at full speed, small beside a layer.
 const BLOCK_VALUES: usize = 1 << 20;
 /// Values that one task dequantises.
@@ -216,6 +225,20 @@ impl FrozenWeight {
         let mut dx = vec![0.0; n * width];
         self.input_gradient(ViewMut::new(&mut dx, n, width, width), Write::Replace, dy, 0..out)?;
         Ok(dx)
+    }
+
+    /// Rows of each matrix and how it is stored, for an engine that keeps its own copy.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn as_stored(&self) -> impl Iterator<Item = (usize, AsStored<'_>)> {
+        self.matrices.iter().map(|matrix| {
+            let stored = match &matrix.values {
+                Values::F32(weight) => AsStored::F32(weight),
+                Values::Nf4(stored) => AsStored::Nf4(stored),
+                Values::Q8_0(_) => AsStored::Ggml(Quantization::Q8_0),
+                Values::Q4K(_) => AsStored::Ggml(Quantization::Q4K),
+            };
+            (matrix.num_rows(), stored)
+        })
     }
 
     /// The matrix, where it is there in f32: it needs no blocks.

@@ -185,6 +185,12 @@ impl AdaptedLinear {
         Ok((dx, gradients))
     }
 
+    /// What it consists of, for an engine that keeps its own copy.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn frozen(&self) -> (&FrozenWeight, Option<&Tensor>, &[Part]) {
+        (&self.weight, self.bias.as_ref(), &self.parts)
+    }
+
     /// Length of each row of the module's matrix; `None` when the module is not part of this layer.
     pub(crate) fn row_norms(&self, module: Module) -> Option<Result<Vec<f32>>> {
         let part = self.parts.iter().find(|part| part.module == module)?;

@@ -42,6 +42,12 @@ impl RopeTable {
         let (cos, sin) = angles.map(|angle| (angle.cos() * factor, angle.sin() * factor)).unzip();
         Self { cos, sin, half }
     }
+
+    /// Cosines and sines, `[positions, d/2]` each, and `d/2`.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn values(&self) -> (&[f32], &[f32], usize) {
+        (&self.cos, &self.sin, self.half)
+    }
 }
 
 /// Rotates, in place, the first `heads` heads of every row of `x` `[n, ≥ heads·d]` (queries and keys lie first in a fused

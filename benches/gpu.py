@@ -1,0 +1,126 @@
+"""Training steps on one NVIDIA card: Tunesmith beside PyTorch + PEFT (SDPA), on Llama shapes with random weights.
+
+    python benches/gpu.py --binary FOLDER/gpu-steps          usually started by benches/gpu.sh
+    python benches/gpu.py --binary FOLDER/gpu-steps --shapes 1B --dtypes bf16 --rounds 1
+
+Each measurement is a process of its own; the order is reversed from round to round. MFU is the useful operations of a step (as in
+`benches/src/flops.rs`) over its median time, by the card's dense peak for that number format.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+COMMON = dict(num_key_value_heads=8, vocab_size=128256, rope_theta=500000.0, max_position_embeddings=8192)
+SHAPES = {
+    # Llama 3.2 1B and Llama 3.1 8B
+    "1B": dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, intermediate_size=8192,
+               tie_word_embeddings=True, **COMMON),
+    "8B": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=14336,
+               tie_word_embeddings=False, **COMMON),
+}
+# sequences and tokens of each
+STEP = {("1B", "bf16"): (8, 2048), ("8B", "bf16"): (4, 2048), ("1B", "f32"): (2, 2048), ("8B", "f32"): (1, 1024)}
+# dense peak of the data sheets, operations per second
+PEAK = {"H200": {"bf16": 989e12, "f32": 67e12}, "H100": {"bf16": 989e12, "f32": 67e12},
+        "A100": {"bf16": 312e12, "f32": 19.5e12}, "A10G": {"bf16": 70e12, "f32": 31e12}, "L4": {"bf16": 121e12, "f32": 30e12}}
+RANK = 16
+
+
+def make_model(folder: Path, shape: dict) -> None:
+    """Random weights in bf16, in Hugging Face layout; made on the card, where it takes seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+
+
+def operations(shape: dict, count: int, length: int) -> float:
+    """Of one step: 4 N per token for frozen matrices, 6 P for the adapter, 12 H d per layer, query and key that it sees."""
+    h, f, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    kv = h * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    modules = [(h, h), (kv, h), (kv, h), (h, h), (f, h), (f, h), (h, f)]
+    frozen = layers * sum(out * width for out, width in modules) + shape["vocab_size"] * h
+    adapter = layers * sum(RANK * (out + width) for out, width in modules)
+    seen = count * length * (length + 1) / 2
+    return (4 * frozen + 6 * adapter) * count * length + 12 * layers * h * seen
+
+
+def measure(contender: str, job: dict, chosen: argparse.Namespace) -> dict:
+    ours = contender == "tunesmith"
+    command = [str(chosen.binary)] if ours else [sys.executable, str(HERE / "gpu_peft.py")]
+    done = subprocess.run([*command, json.dumps(job)], capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+
+
+def row(key: tuple, answers: list[dict]) -> str:
+    shape, dtype, recompute, contender = key
+    label = f"| {shape} | {dtype} | {'yes' if recompute else 'no'} | {contender} |"
+    good = [answer for answer in answers if "error" not in answer]
+    if not good:
+        lines = answers[0]["error"].strip().splitlines() or ["no message"]
+        return f"{label} failed: {lines[-1][:120]} | | | | |"
+    seconds = statistics.median(s for answer in good for s in answer["seconds"])
+    count, length = STEP[shape, dtype]
+    peak = next((of[dtype] for name, of in PEAK.items() if name in good[0]["card"]), None)
+    mfu = f"{operations(SHAPES[shape], count, length) / seconds / peak:.1%}" if peak else "?"
+    memory = max(answer["peak_bytes"] for answer in good) / 2**30
+    loss = good[0]["losses"][0]
+    return f"{label} {1000 * seconds:.0f} | {count * length / seconds:,.0f} | {mfu} | {memory:.1f} | {loss:.4f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/tunesmith-gpu-models"))
+    parser.add_argument("--results", type=Path, default=Path("gpu-results.jsonl"), help="lines are appended")
+    parser.add_argument("--shapes", nargs="*", default=["1B", "8B"])
+    parser.add_argument("--dtypes", nargs="*", default=["bf16", "f32"])
+    parser.add_argument("--recompute", nargs="*", type=int, default=[0, 1])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    chosen = parser.parse_args()
+    answers: dict[tuple, list[dict]] = {}
+    for shape in chosen.shapes:
+        folder = chosen.models / shape
+        if not (folder / "config.json").exists():
+            # a process of its own gives the card's memory back
+            code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import gpu, pathlib; " \
+                   f"gpu.make_model(pathlib.Path({str(folder)!r}), gpu.SHAPES[{shape!r}])"
+            subprocess.run([sys.executable, "-c", code], check=True)
+        for dtype in chosen.dtypes:
+            count, length = STEP[shape, dtype]
+            draw = random.Random(1)
+            batch = folder / f"batch-{dtype}.json"
+            ids = [[draw.randrange(128000) for _ in range(length)] for _ in range(count)]
+            batch.write_text(json.dumps(ids))
+            todo = [(recompute, contender) for recompute in chosen.recompute for contender in ["tunesmith", "peft"]]
+            for index in range(chosen.rounds):
+                for recompute, contender in todo if index % 2 == 0 else reversed(todo):
+                    job = dict(model=str(folder), batch=str(batch), dtype=dtype, recompute=bool(recompute), warmup=3,
+                               steps=chosen.steps)
+                    if contender == "tunesmith":
+                        job["quantization"] = "none"
+                    key = (shape, dtype, recompute, contender)
+                    answer = measure(contender, job, chosen)
+                    answers.setdefault(key, []).append(answer)
+                    with chosen.results.open("a") as results:
+                        results.write(json.dumps({"key": key, "round": index, "answer": answer}) + "\n")
+                    print(*key, index, "failed" if "error" in answer else "done", flush=True)
+    print("\n| shape | format | recompute | | ms/step | tokens/s | MFU | peak GiB | first loss |\n|---|---|---|---|---|---|---|---|---|")
+    for key, found in answers.items():
+        print(row(key, found))
+
+
+if __name__ == "__main__":
+    main()
