@@ -4,12 +4,15 @@
     python benches/gpu.py --binary FOLDER/gpu-steps --shapes 1B --dtypes bf16 --rounds 1
 
 Each measurement is a process of its own; the order is reversed from round to round. MFU is the useful operations of a step (as in
-`benches/src/flops.rs`) over its median time, by the card's dense peak for that number format.
+`benches/src/flops.rs`) over its median time, by the card's dense peak for that number format. Both contenders get the same weights and
+tokens: first losses that differ, or a measurement that failed, end the program with an error.
 """
 
 import argparse
 import json
 import random
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,14 +29,18 @@ SHAPES = {
 }
 # sequences and tokens of each
 STEP = {("1B", "bf16"): (8, 2048), ("8B", "bf16"): (4, 2048), ("1B", "f32"): (2, 2048), ("8B", "f32"): (1, 1024)}
-# dense peak of the data sheets, operations per second
-PEAK = {"H200": {"bf16": 989e12, "f32": 67e12}, "H100": {"bf16": 989e12, "f32": 67e12},
-        "A100": {"bf16": 312e12, "f32": 19.5e12}, "A10G": {"bf16": 70e12, "f32": 31e12}, "L4": {"bf16": 121e12, "f32": 30e12}}
+# dense peak of the data sheets, operations per second, by the words of the driver's name for the card
+PEAK = {"H200": {"bf16": 989e12, "f32": 67e12}, "H200 NVL": {"bf16": 835e12, "f32": 60e12},
+        "H100 HBM3": {"bf16": 989e12, "f32": 67e12}, "H100 NVL": {"bf16": 835e12, "f32": 60e12},
+        "H100 PCIe": {"bf16": 756e12, "f32": 51e12}, "A100": {"bf16": 312e12, "f32": 19.5e12},
+        "A10G": {"bf16": 70e12, "f32": 31e12}, "L4": {"bf16": 121e12, "f32": 30e12}, "L40S": {"bf16": 362e12, "f32": 91.6e12}}
+# between the contenders' first losses, in nats
+LOSS_TOLERANCE = {"bf16": 2e-2, "f32": 1e-3}
 RANK = 16
 
 
 def make_model(folder: Path, shape: dict) -> None:
-    """Random weights in bf16, in Hugging Face layout; made on the card, where it takes seconds."""
+    """Random weights in bf16, in Hugging Face layout; made on the card, where it takes seconds. The folder is whole or not there."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,7 +49,10 @@ def make_model(folder: Path, shape: dict) -> None:
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    part.rename(folder)
 
 
 def operations(shape: dict, count: int, length: int) -> float:
@@ -54,6 +64,13 @@ def operations(shape: dict, count: int, length: int) -> float:
     adapter = layers * sum(RANK * (out + width) for out, width in modules)
     seen = count * length * (length + 1) / 2
     return (4 * frozen + 6 * adapter) * count * length + 12 * layers * h * seen
+
+
+def peak_of(card: str) -> dict | None:
+    """The entry with the most words, all of which are words of the card's name; None for a card that is not known."""
+    words = set(re.split(r"[\s-]+", card))
+    known = [name for name in PEAK if set(name.split()) <= words]
+    return PEAK[max(known, key=lambda name: len(name.split()))] if known else None
 
 
 def measure(contender: str, job: dict, chosen: argparse.Namespace) -> dict:
@@ -72,11 +89,21 @@ def row(key: tuple, answers: list[dict]) -> str:
         return f"{label} failed: {lines[-1][:120]} | | | | |"
     seconds = statistics.median(s for answer in good for s in answer["seconds"])
     count, length = STEP[shape, dtype]
-    peak = next((of[dtype] for name, of in PEAK.items() if name in good[0]["card"]), None)
-    mfu = f"{operations(SHAPES[shape], count, length) / seconds / peak:.1%}" if peak else "?"
+    peak = peak_of(good[0]["card"])
+    mfu = f"{operations(SHAPES[shape], count, length) / seconds / peak[dtype]:.1%}" if peak else "?"
     memory = max(answer["peak_bytes"] for answer in good) / 2**30
     loss = good[0]["losses"][0]
     return f"{label} {1000 * seconds:.0f} | {count * length / seconds:,.0f} | {mfu} | {memory:.1f} | {loss:.4f} |"
+
+
+def apart(answers: dict[tuple, list[dict]]) -> list[str]:
+    """Where the first losses of one shape and format are further apart than rounding; one that is no number is always."""
+    first: dict[tuple, list[float]] = {}
+    for (shape, dtype, _, _), found in answers.items():
+        first.setdefault((shape, dtype), []).extend(answer["losses"][0] for answer in found if "error" not in answer)
+    return [f"{shape} {dtype}: first losses differ: {' '.join(f'{loss:.4f}' for loss in losses)}"
+            for (shape, dtype), losses in first.items()
+            if not all(abs(a - b) <= LOSS_TOLERANCE[dtype] for a in losses for b in losses)]
 
 
 def main() -> None:
@@ -93,7 +120,7 @@ def main() -> None:
     answers: dict[tuple, list[dict]] = {}
     for shape in chosen.shapes:
         folder = chosen.models / shape
-        if not (folder / "config.json").exists():
+        if not folder.exists():
             # a process of its own gives the card's memory back
             code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import gpu, pathlib; " \
                    f"gpu.make_model(pathlib.Path({str(folder)!r}), gpu.SHAPES[{shape!r}])"
@@ -120,6 +147,11 @@ def main() -> None:
     print("\n| shape | format | recompute | | ms/step | tokens/s | MFU | peak GiB | first loss |\n|---|---|---|---|---|---|---|---|---|")
     for key, found in answers.items():
         print(row(key, found))
+    failed = sum("error" in answer for found in answers.values() for answer in found)
+    wrong = [f"{failed} measurements failed: {chosen.results} has their messages"] if failed else []
+    wrong += apart(answers)
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

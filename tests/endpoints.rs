@@ -12,6 +12,24 @@ use crate::{
     support::{Cloud, documents, settings},
 };
 
+/// A pipeline that Step Functions does not know.
+const GONE: &str = "arn:aws:states:us-east-1:123456789012:execution:tunesmith-training-pipeline:gone";
+
+#[test]
+fn a_lease_that_cannot_be_read_keeps_no_endpoint_standing() {
+    Cloud::with(async |cloud| {
+        let project = cloud.budget_with("left-behind", 0, 0).await;
+        let meter = left_behind(&project, &"run-0123456789ab".parse().unwrap());
+        let (key, broken) = (ItemKey::endpoint(&meter.name), ItemKey::lease("broken"));
+        cloud.put_item(&key, &meter).await;
+        cloud.put_item(&broken, &json!({"attempt": 5})).await;
+        let told = cloud.answer("sweep-resources", &json!({})).await;
+        cloud.delete_item(&broken).await;
+        assert!(told["errorMessage"].to_string().contains("machines: "), "{told}");
+        assert!(cloud.item::<EndpointMeter>(&key).await.is_none(), "deleted and forgotten");
+    });
+}
+
 #[test]
 fn what_is_live_stays_live_until_another_is_verified_and_is_a_way_back() {
     Cloud::with(async |cloud| {
@@ -109,24 +127,41 @@ async fn go_on_and_back(
     assert_eq!(cloud.ask(project).await, 200);
 }
 
+/// A serverless endpoint whose pipeline is gone.
+fn left_behind(project: &ProjectId, run: &RunId) -> EndpointMeter {
+    EndpointMeter {
+        name: endpoint_name(project, run),
+        project: project.clone(),
+        run: run.clone(),
+        execution: GONE.into(),
+        deployed_at: UnixTime(0),
+        published_at: None,
+        ended_at: None,
+        stop_mail_due: None,
+        price_per_hour: Usd::ZERO,
+        instances: 0,
+        monthly_limit: Usd::ZERO,
+        metered_until: UnixTime(0),
+    }
+}
+
 /// An endpoint that is billed by the hour is charged, and deleted when the project's month is used up.
 async fn the_month_is_used_up(cloud: &Cloud, project: &ProjectId, live: &LiveRecord) {
     let before: BudgetItem = cloud.item(&ItemKey::budget(project, &cloud.this_month())).await.unwrap();
     let meter = EndpointMeter {
-        name: live.endpoint.clone(),
-        project: project.clone(),
-        run: live.run.clone(),
-        execution: "arn:aws:states:us-east-1:123456789012:execution:tunesmith-training-pipeline:gone".into(),
         deployed_at: live.since,
         published_at: Some(live.since),
-        ended_at: None,
-        stop_mail_due: None,
         price_per_hour: Usd::from_micros(5_000_000),
         instances: 1,
         monthly_limit: before.limit,
         metered_until: UnixTime(cloud.now().0 - 3600),
+        ..left_behind(project, &live.run)
     };
     cloud.put_item(&ItemKey::endpoint(&live.endpoint), &meter).await;
+    // Approved was a serverless one: one that stands otherwise is not taken over.
+    let deploy = json!({"action": "deploy", "project": project, "run": live.run, "execution": GONE});
+    let refused = cloud.answer("deploy-endpoint", &deploy).await;
+    assert_eq!(refused["errorType"], "EndpointNotReady", "{refused}");
     let subject = format!("endpoint {} was deleted", live.endpoint);
     let mail = cloud.looked_for(&subject).await;
     assert!(mail.text.contains(project.as_str()), "{}", mail.text);

@@ -71,6 +71,13 @@ fn a_file_that_kills_the_reader_is_refused_and_told_once() {
         assert!(mail.text.contains("the file crashed the reader 4 time(s)"), "{}", mail.text);
         event("bomb.pdf", "1").await;
 
+        // an older event leaves the mark of whoever reads a later upload
+        let (key, later) = (ItemKey::reading(&project, "later.pdf"), format!("{LATER:0<32}"));
+        let reading = ReadingRecord { sequencer: later, tries: 1, ttl: begun.ttl };
+        cloud.put_item(&key, &reading).await;
+        event("later.pdf", "1").await;
+        assert_eq!(cloud.item::<ReadingRecord>(&key).await, Some(reading));
+
         // a mail that is owed is sent by whoever receives the event again
         cloud.put_item(&ItemKey::source(&project, "bomb.pdf"), &SourceRecord { mail_due: true, ..refused }).await;
         event("bomb.pdf", "2").await;

@@ -20,9 +20,12 @@ def main() -> None:
         here = [row for row in rows if row["data"] == task]
         if not here:
             continue
-        base = here[0]["answer"]["base_perplexity"]
-        total = max(row["answer"]["trainable"] for row in rows if row["method"] == "full")
-        print(f"\n### {task}: {here[0]['answer']['steps']} steps, base perplexity {base:.2f}\n")
+        # QLoRA's base is another: quantised
+        base = next((row["answer"]["base_perplexity"] for row in here if row["method"] != "QLoRA"), None)
+        shown = "" if base is None else f", base perplexity {base:.2f}"
+        # full fine-tuning trains every weight
+        total = max((row["answer"]["trainable"] for row in rows if row["method"] == "full"), default=None)
+        print(f"\n### {task}: {here[0]['answer']['steps']} steps{shown}\n")
         header = ["method", "", "seeds", "test perplexity", "score %", "trainable %", "s", "peak MB", "gap"]
         print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
         for method in METHODS:
@@ -40,7 +43,7 @@ def main() -> None:
                 name = "transformers" if method == "full" else NAMES[contender]
                 print("| " + " | ".join([
                     method, name, str(len(found)), spread(perplexities, 3), spread(scores, 1, 100) if scores else "–",
-                    f"{found[0]['trainable'] / total:.2%}", f"{median([a['seconds'] for a in found]):.0f}",
+                    f"{found[0]['trainable'] / total:.2%}" if total else "–", f"{median([a['seconds'] for a in found]):.0f}",
                     f"{median([a['peak_bytes'] for a in found]) / 1e6:,.0f}", gap]) + " |")
 
 

@@ -130,7 +130,7 @@ const CALLS: Record<string, RegExp> = {
   'dynamodb:GetItem': /\btable\.get\(/,
   'dynamodb:PutItem': /\btable\.put(_if)?\(|\bWrite::put\(/,
   'dynamodb:Query': /\btable\.query(_keyed)?\(/,
-  'dynamodb:UpdateItem': /\btable\.(raise|update)\(|\bWrite::update\(/,
+  'dynamodb:UpdateItem': /\btable\.(close_lease|raise|update)\(|\bWrite::update\(/,
   'ec2:CreateTags': /\bec2\.run_instance\(/,
   'ec2:DescribeInstances': /\bec2\.machines_tagged\(/,
   'ec2:DescribeSpotPriceHistory': /\bec2\.spot_prices\(/,

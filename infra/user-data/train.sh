@@ -4,7 +4,8 @@
 # the launch template says "terminate on shutdown", so a powered-off machine costs nothing.
 set -uo pipefail
 
-readonly job_uri='@JOB_URI@' image='@IMAGE@' region='@REGION@' attempt='@ATTEMPT@' max_seconds='@MAX_SECONDS@'
+image='@IMAGE@'
+readonly job_uri='@JOB_URI@' region='@REGION@' attempt='@ATTEMPT@' max_seconds='@MAX_SECONDS@'
 
 say() { echo "tunesmith $(date -u +%FT%TZ) attempt=$attempt $*"; }
 
@@ -29,6 +30,13 @@ retry() { # retry COUNT COMMAND…: with a growing pause
     return 1
 }
 
+# A machine with a GPU takes the image with CUDA's libraries, which lies beside the other one.
+gpus=()
+if nvidia-smi --list-gpus 2>/dev/null; then
+    image+=-cuda
+    gpus=(--gpus all)
+fi
+
 log_in() {
     aws ecr get-login-password --region "$region" | docker login --username AWS --password-stdin "${image%%/*}"
 }
@@ -41,7 +49,7 @@ retry 5 docker pull --quiet "$image" || exit 1
 say "starting the trainer: $job_uri"
 # --network host: the container reads the machine's metadata (spot notice, role) without an extra hop.
 # On a spot notice the trainer itself checkpoints and reports; `docker stop` (SIGTERM) does the same.
-docker run --rm --network host \
+docker run --rm --network host "${gpus[@]}" \
     --env AWS_REGION="$region" \
     --env TUNESMITH_ATTEMPT="$attempt" \
     --log-driver awslogs --log-opt awslogs-region="$region" \

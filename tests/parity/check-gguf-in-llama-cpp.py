@@ -3,9 +3,12 @@
     cargo build -p tunesmith-model --example gguf-for-llama-cpp
     python tests/parity/check-gguf-in-llama-cpp.py <target>/debug/examples/gguf-for-llama-cpp trainer-image/base-model
     python tests/parity/check-gguf-in-llama-cpp.py <target>/debug/examples/gguf-for-llama-cpp --architectures
+    python tests/parity/check-gguf-in-llama-cpp.py <target>/debug/examples/gguf-for-llama-cpp --sentencepiece
 
 The second form takes the tiny random models of tests/parity/goldens/architectures with a vocabulary of single letters: it says
-whether llama.cpp knows the keys, names and orders of each architecture. Versions: requirements-llama-cpp.txt. The exit code is 1 when
+whether llama.cpp knows the keys, names and orders of each architecture. The third takes those of tests/parity/goldens/sentencepiece,
+whose vocabularies are of SentencePiece's kind, and asks for the texts.json of each as well: ids of `tokenizers`, which
+crates/model/tests/gguf_sentencepiece.rs asks of our tokenizer. Versions: requirements-llama-cpp.txt. The exit code is 1 when
 
 - a logit of llama.cpp differs from our decoder's on the same file by more than LIMIT of the largest (llama.cpp rounds the inputs
   of each product to 16 bits for F16, to 8 bits for the others, so it is that rounding which is allowed),
@@ -25,8 +28,9 @@ import numpy as np
 
 LIMIT = {"F16": 5e-3, "Q8_0": 5e-2, "Q4_K": 1e-1}
 GOLDENS = Path(__file__).parent / "goldens" / "architectures"
+SENTENCEPIECE = Path(__file__).parent / "goldens" / "sentencepiece"
 # what llama.cpp does not compute as trained is refused by the exporter: yarn with another ramp
-ARCHITECTURES = ["llama-biases", "mistral", "qwen2", "qwen3", "phi3", "phi3-longrope", "gemma2", "gpt2"]
+ARCHITECTURES = ["llama-biases", "mistral", "qwen2", "qwen2-yarn", "qwen3", "phi3", "phi3-longrope", "gemma2", "gpt2"]
 
 
 def log_softmax(logits):
@@ -53,7 +57,7 @@ def greedy(model, ids, count):
     return answer
 
 
-def check(folder):
+def check(folder, tricky):
     golden = json.loads((folder / "golden.json").read_text())
     trained, base = np.array(golden["logits"], dtype=np.float32), np.array(golden["base_logits"], dtype=np.float32)
     effect = divergence(trained, base)
@@ -82,7 +86,12 @@ def check(folder):
             found = tokens(model, case["text"], special=False)
             # what looks like a special token in a document is one for tokenizers, and none for llama.cpp unless it is asked
             if "<|" in case["text"]:
-                found = [model.token_bos()] + model.tokenize(case["text"].encode(), add_bos=False, special=True)
+                found = model.tokenize(case["text"].encode(), add_bos=True, special=True)
+            if found != case["ids"]:
+                print(f"    other tokens for {case['text']!r}: {found} instead of {case['ids']}")
+                good = False
+        for case in tricky:
+            found = model.tokenize(case["text"].encode(), add_bos=True, special=True)
             if found != case["ids"]:
                 print(f"    other tokens for {case['text']!r}: {found} instead of {case['ids']}")
                 good = False
@@ -133,17 +142,21 @@ def with_letters(name, to):
 
 def main(example, what):
     good = True
-    for name in ARCHITECTURES if what == "--architectures" else [what]:
+    names = {"--architectures": ARCHITECTURES, "--sentencepiece": sorted(path.name for path in SENTENCEPIECE.iterdir())}
+    for name in names.get(what, [what]):
         with tempfile.TemporaryDirectory() as folder:
-            base, out = Path(folder) / "base", Path(folder) / "out"
+            base, out, tricky = Path(folder) / "base", Path(folder) / "out", []
             base.mkdir()
             if what == "--architectures":
                 with_letters(name, base)
+            elif what == "--sentencepiece":
+                base = SENTENCEPIECE / name
+                tricky = json.loads((base / "texts.json").read_text())
             else:
                 base = Path(what)
             subprocess.run([example, base, out], check=True)
-            print(name)
-            good &= check(out)
+            print(name, f"with {len(tricky)} texts of its own" if tricky else "")
+            good &= check(out, tricky)
     return 0 if good else 1
 
 

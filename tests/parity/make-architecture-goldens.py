@@ -46,6 +46,25 @@ MODELS = {
             rope_parameters=dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=32, beta_fast=8.0),
         ),
     ),
+    # a ramp that begins and ends between dimensions, an attention factor of its own
+    "llama-yarn-untruncated": dict(
+        model_type="llama", dtype=torch.float16,
+        config=dict(
+            **COMMON, head_dim=8, tie_word_embeddings=True,
+            rope_parameters=dict(
+                rope_type="yarn", rope_theta=20.0, factor=4.0, original_max_position_embeddings=32, beta_fast=8.0, beta_slow=2.0,
+                truncate=False, attention_factor=0.8),
+        ),
+    ),
+    # the attention factor from mscale; what else is yarn's default, which llama.cpp computes too
+    "qwen2-yarn": dict(
+        model_type="qwen2", dtype=torch.float16,
+        config=dict(
+            **{**COMMON, "hidden_size": 32}, use_sliding_window=False, tie_word_embeddings=True,
+            rope_parameters=dict(
+                rope_type="yarn", rope_theta=20.0, factor=4.0, original_max_position_embeddings=32, mscale=1.2, mscale_all_dim=0.6),
+        ),
+    ),
     # window in every layer, bf16 in shards
     "mistral": dict(
         model_type="mistral", dtype=torch.bfloat16, shard="8KB",

@@ -311,8 +311,13 @@ impl Cloud {
     /// Asks `guard-budget` for a reservation; tried again while the function is throttled, as the state machine does.
     pub async fn reserve(&self, project: &ProjectId, run: &RunId, execution: &str) -> Value {
         let input = json!({"action": "reserve", "project": project, "run": run, "execution": execution});
-        until(&format!("guard-budget answers about {run}"), async || {
-            let answer = self.aws().invoke("tunesmith-guard-budget", &input).await.ok()?;
+        self.answer("guard-budget", &input).await
+    }
+
+    /// Invokes a function until it is neither throttled nor crashes: its answer, or the failure that it named itself.
+    pub async fn answer(&self, function: &str, input: &Value) -> Value {
+        until(&format!("{function} answers {input}"), async || {
+            let answer = self.aws().invoke(&format!("tunesmith-{function}"), input).await.ok()?;
             let crashed = answer["errorType"].as_str().is_some_and(|name| name.starts_with("Runtime."));
             (!crashed).then_some(answer)
         })

@@ -18,6 +18,7 @@ use tunesmith_training::memory::check_base;
 
 use crate::{
     blocking::blocking,
+    cards,
     context::Context,
     error::{Result, TrainerError},
     machine,
@@ -77,12 +78,21 @@ impl Base {
         .await
     }
 
-    /// The base of a train job, stored as `quantization` says, within the job's memory limit.
+    /// The base of a train job, stored as `quantization` says, within the job's memory limit, on the cards of this machine
+    /// ([`cards::use_all`]).
     ///
     /// # Errors
-    /// As [`Base::load`].
+    /// As [`Base::load`] and [`cards::use_all`].
     pub async fn of_job(job: &TrainJob, quantization: Quantization, context: &Context) -> Result<Self> {
-        Self::load(&job.base, quantization, memory_limit(job), &context.store, &context.cache).await
+        let mut base = Self::load(&job.base, quantization, memory_limit(job), &context.store, &context.cache).await?;
+        let settings = job.training.clone();
+        blocking(move || {
+            if let Some(model) = Arc::get_mut(&mut base.model) {
+                cards::use_all(model, &settings)?;
+            }
+            Ok(base)
+        })
+        .await
     }
 }
 

@@ -119,7 +119,6 @@ impl Controller {
     /// somebody else did, changes nothing.
     pub async fn close(&self, stopped: Option<&StopReason>) {
         let at = now();
-        let metered = meter::metered(&self.control, at);
         let key = self.key();
         let known = self.lease.lock().await.clone();
         let lease = match known {
@@ -128,19 +127,12 @@ impl Controller {
         };
         let Some(lease) = lease else { return };
         let closed = lease.closed_at(at);
-        let update = Expression::new(
-            "SET #status = :closed, interrupted = :interrupted, ended_at = :ended, metered = :metered, #ttl = :ttl",
-        )
-        .value(":interrupted", stopped.is_some_and(StopReason::is_interruption))
-        .name("#status", "status")
-        .name("#ttl", "ttl")
-        .value(":closed", LeaseStatus::Closed)
-        .value(":ended", closed.ended_at.unwrap_or(at))
-        .value(":metered", metered.max(closed.metered))
-        .value(":ttl", closed.ttl.unwrap_or(0));
-        let condition = Expression::new("attribute_exists(pk) AND #status <> :closed");
-        let closing = self.table.update::<Lease>(&key, update, Some(condition));
-        match self.logged("closing the lease", closing).await {
+        let closed = Lease {
+            interrupted: stopped.is_some_and(StopReason::is_interruption),
+            metered: closed.metered.max(meter::metered(&self.control, at)),
+            ..closed
+        };
+        match self.logged("closing the lease", self.table.close_lease(&closed)).await {
             Some(Conditional::Done(lease)) => tracing::info!(metered = %lease.metered, "the lease is closed"),
             Some(Conditional::ConditionFailed) => tracing::info!("the lease was closed by somebody else"),
             None => {}

@@ -174,6 +174,9 @@ pub enum TrainerError {
         /// As the exported one has it.
         exported: String,
     },
+    /// Adapters that cannot become one.
+    #[error(transparent)]
+    Combine(#[from] CombineError),
     /// The command line or the environment.
     #[error("{0}")]
     Usage(String),
@@ -182,6 +185,91 @@ pub enum TrainerError {
     Panicked {
         /// The panic's message.
         message: String,
+    },
+}
+
+/// Why adapters cannot become one. That they are none, or of other shapes, [`tunesmith_model::ModelError::CannotCombine`] says.
+#[derive(Debug, thiserror::Error)]
+pub enum CombineError {
+    /// A weight that is no finite number.
+    #[error(
+        "weight {weight:?} of adapter {adapter} is no finite number; write FOLDER:WEIGHT, for example {adapter}:0.7"
+    )]
+    Weight {
+        /// The folder.
+        adapter: String,
+        /// What stands behind the colon.
+        weight: String,
+    },
+    /// A folder that holds no adapter.
+    #[error(
+        "{adapter} is no adapter, it has no {name}; name the folder with that file, of a run that is its folder adapter"
+    )]
+    NoAdapter {
+        /// The folder.
+        adapter: Location,
+        /// The file that is missing.
+        name: &'static str,
+    },
+    /// An adapter whose change cannot be added to another.
+    #[error(
+        "adapter {adapter} is {method}, which multiplies what others add to; combine LoRA, rsLoRA and AdaLoRA only"
+    )]
+    Multiplies {
+        /// The folder.
+        adapter: Location,
+        /// Its method.
+        method: &'static str,
+    },
+    /// Adapters of different bases.
+    #[error(
+        "{} was trained on a base with {what} {:?}, {} on one with {:?}; {remedy}", first.0, first.1, second.0, second.1
+    )]
+    OtherBase {
+        /// By what they differ.
+        what: &'static str,
+        /// An adapter and what it says.
+        first: Box<(Location, String)>,
+        /// Another one.
+        second: Box<(Location, String)>,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A rank that the sum has not.
+    #[error(
+        "rank {rank} lies outside 1 to {available}, the rank of the sum; choose --rank within, or leave it out to keep {available}"
+    )]
+    Rank {
+        /// What was asked for.
+        rank: usize,
+        /// What there is.
+        available: usize,
+    },
+    /// A sum that is no number.
+    #[error("the sum has {value} in tensor {tensor}; choose smaller weights, or fetch the adapters again")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The value.
+        value: f32,
+    },
+    /// There is something where the result is to be.
+    #[error("{folder} exists and is not overwritten; choose another folder with --to, or remove this one")]
+    OutputExists {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Another process writes the same folder.
+    #[error("another process is writing {folder}; wait for it, or choose another folder with --to")]
+    OutputBusy {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A folder in S3 cannot be there whole or not at all.
+    #[error("--to {output} lies in S3; write to a folder of this machine, then aws s3 cp --recursive FOLDER {output}")]
+    OutputInS3 {
+        /// The location.
+        output: Location,
     },
 }
 
@@ -222,9 +310,11 @@ impl TrainerError {
             | Self::ExportDiverges { .. }
             | Self::ExportStops { .. }
             | Self::ExportReads { .. } => ErrorName::TrainingFailed,
-            Self::Json { .. } | Self::Usage(_) | Self::OtherSettings { .. } | Self::OtherQuantization { .. } => {
-                ErrorName::InvalidInput
-            }
+            Self::Json { .. }
+            | Self::Combine(_)
+            | Self::Usage(_)
+            | Self::OtherSettings { .. }
+            | Self::OtherQuantization { .. } => ErrorName::InvalidInput,
             Self::Hub { .. } => ErrorName::ServiceUnavailable,
             Self::Missing { .. } => ErrorName::NotFound,
             Self::UnknownBaseModel { .. } => ErrorName::UnknownBaseModel,

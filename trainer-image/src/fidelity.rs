@@ -148,6 +148,10 @@ fn rendered(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Option<String
 /// A conversation as the trained model's template and as the `Modelfile` write it; contents without white space around them, which
 /// a template may take away and Ollama leaves.
 fn by_ollama(trained: &Tokenizer, modelfile: &Modelfile, messages: &[Message]) -> Result<Option<(String, String)>> {
+    // Ollama's template has no place for the turns of tools and leaves them out
+    if messages.iter().any(|message| !["system", "user", "assistant"].contains(&message.role.as_str())) {
+        return Ok(None);
+    }
     let trimmed: Vec<Message> = messages.iter().map(|m| Message::new(&m.role, m.content.trim())).collect();
     let wanted = rendered(trained, &trimmed)?;
     let found = modelfile.render(&trimmed, GenerationPrompt::Leave).unwrap_or_default();
@@ -230,7 +234,13 @@ mod tests {
                 json["chat_template"] = brackets.into();
             }
         });
-        let modelfile = Some(Modelfile::new("model.gguf", &other, 64).unwrap());
+        let modelfile = Modelfile::new("model.gguf", &other, 64).unwrap();
+        let with_tool = [Message::new("user", "Who?"), Message::new("tool", "Zoë.")];
+        assert!(
+            by_ollama(&trained, &modelfile, &with_tool).unwrap().is_none(),
+            "nobody compares what Ollama leaves out"
+        );
+        let modelfile = Some(modelfile);
         let modelfile = found(&Exported { modelfile, ..exported(trained.clone()) });
         assert!(modelfile.contains("another Modelfile: example 1 is \"[user]Who?[assistant]Zoë.\""), "{modelfile}");
     }

@@ -7,8 +7,10 @@
 pub mod attempt;
 pub mod base;
 pub mod blocking;
+mod cards;
 pub mod checkpoints;
 pub mod clock;
+pub mod combine;
 pub mod context;
 pub mod control;
 pub mod error;

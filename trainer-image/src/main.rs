@@ -1,4 +1,4 @@
-//! `tunesmith-trainer <train|evaluate|serve|export> --job <file or s3 uri>`: the command line.
+//! `tunesmith-trainer <train|evaluate|serve|export> --job <file or s3 uri>` and `tunesmith-trainer combine`: the command line.
 //!
 //! Standard output carries the result as JSON, standard error progress and logs. Exit status: 0 done, or stopped after somebody
 //! was told who starts the next attempt; 1 failed; 2 wrong command line; 130 and 143 ended by a signal, 75 otherwise stopped:
@@ -14,6 +14,7 @@ use tunesmith_contract::{
 };
 use tunesmith_trainer::{
     attempt::{self, Ended, saved_text},
+    combine::{self, CombinePlan, Sum, Weighted},
     context::Context,
     error::{Result, TrainerError},
     export::{self, Compare},
@@ -25,7 +26,11 @@ use tunesmith_trainer::{
 };
 
 #[derive(Debug, Parser)]
-#[command(name = "tunesmith-trainer", version, about = "Trains, evaluates, serves and exports LoRA adapters.")]
+#[command(
+    name = "tunesmith-trainer",
+    version,
+    about = "Trains, evaluates, serves, combines and exports LoRA adapters."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -54,6 +59,8 @@ enum Command {
         #[arg(long)]
         verify: bool,
     },
+    /// Make one adapter of several of one base model: their weighted sum, as it is or cut to a rank.
+    Combine(CombineArguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -61,6 +68,22 @@ struct JobFile {
     /// The job: a JSON file, or s3://bucket/key. See events/trainer/ for examples.
     #[arg(long, value_name = "FILE OR S3 URI")]
     job: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct CombineArguments {
+    /// An adapter and its weight, e.g. runs/a/adapter:0.7; without a weight it is 1. Once for each adapter; folders or s3:// prefixes.
+    #[arg(long = "adapter", value_name = "FOLDER[:WEIGHT]", required = true)]
+    adapters: Vec<Weighted>,
+    /// How they are added.
+    #[arg(long, value_enum, default_value_t = Sum::Cat)]
+    sum: Sum,
+    /// The rank that the sum is cut to; what it keeps is printed. Without it the sum is whole.
+    #[arg(long)]
+    rank: Option<usize>,
+    /// The folder to write, which must not exist.
+    #[arg(long, value_name = "FOLDER")]
+    to: String,
 }
 
 impl JobFile {
@@ -104,6 +127,7 @@ async fn run(command: &Command) -> ExitCode {
             let on = if *verify { Compare::TestSplit } else { Compare::Sentence };
             ended(export(&file.location(), on, stop).await)
         }
+        Command::Combine(arguments) => ended(combine(arguments, stop).await),
     }
 }
 
@@ -122,6 +146,13 @@ async fn export(location: &Location, on: Compare, stop: Stop) -> Result<impl Ser
     let context = Context::new(stop, None)?;
     let job: ExportJob = context.store.get_json(location, "export job").await?;
     export::run(&job, on, &context).await
+}
+
+async fn combine(arguments: &CombineArguments, stop: Stop) -> Result<impl Serialize, Halt> {
+    let CombineArguments { adapters, sum, rank, to } = arguments;
+    let to = Location::from(to.clone());
+    let plan = CombinePlan { adapters: adapters.clone(), sum: *sum, rank_opt: *rank, to };
+    combine::run(plan, &Context::new(stop, None)?).await
 }
 
 fn ended(result: Result<impl Serialize, Halt>) -> ExitCode {

@@ -78,6 +78,9 @@ async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs
         Err(error) => return Err(error),
     };
     let mut config = training_config(&job.training, base.model.config().modules(), &train.lengths())?;
+    // no card is to wait for work
+    let num_devices = base.model.num_devices(Some(&config.adapter.method));
+    config = config.spread(num_devices);
     config.memory_limit_mb =
         config.memory_limit_mb.or_else(|| machine::memory_limit().map(|bytes| bytes / machine::MB));
     tracing::info!(

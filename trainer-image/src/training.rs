@@ -127,6 +127,7 @@ impl<'a> Run<'a> {
             ?recompute,
             memory_mb = trainer.memory().total(recompute).div_ceil(MB),
             memory_limit_mb = trainer.config().memory_limit_mb,
+            devices = base.model.num_devices(Some(&trainer.config().adapter.method)),
             "training starts"
         );
         let settings = &job.training;

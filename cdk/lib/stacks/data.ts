@@ -43,7 +43,8 @@ export class DataStack extends Stack {
       imageScanOnPush: true,
       imageTagMutability: ecr.TagMutability.IMMUTABLE,
       // An image weighs gigabytes and costs 10 cents a gigabyte and month.
-      lifecycleRules: [{ description: 'keep the newest three images', maxImageCount: 3 }],
+      // A version is one image, or two where machines with a GPU train.
+      lifecycleRules: [{ description: 'keep the newest six images', maxImageCount: 6 }],
       removalPolicy: RemovalPolicy.RETAIN,
     });
     const email = alarmEmail(this);

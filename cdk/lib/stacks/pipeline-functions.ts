@@ -304,7 +304,7 @@ export function watchingSpecs(r: PipelineResources) {
       memoryMb: 256,
       timeout: Duration.minutes(2),
       allow: [
-        tableAccess(data.table.tableArn, ['LEASE'], ['PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['LEASE'], ['Query', 'UpdateItem']),
         tableAccess(data.table.tableArn, ['ENDPOINT'], ['DeleteItem', 'GetItem', 'Query', 'UpdateItem']),
         tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'UpdateItem']),
         ...deleteEndpoints(),

@@ -1,5 +1,7 @@
 //! The table. Items are `contract` types; keys are [`ItemKey`]s; a condition that does not hold is a value.
 
+mod lease;
+
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::{

@@ -180,10 +180,11 @@ pub fn plan_reserve(input: &ReserveInput<'_>) -> Result<ReservePlan, LedgerError
     Ok(ReservePlan::Reserve { project, account, record: Box::new(record) })
 }
 
-/// A budget with this limit. A new limit is a new budget: alarms that it has not reached go off again.
+/// A budget with this limit. A new limit is a new budget: alarms that it has not reached go off again. What is reserved reaches
+/// none: alarms are about what was spent.
 #[must_use]
 pub fn with_limit(item: BudgetItem, limit: Usd) -> BudgetItem {
-    let reached = reached_percents(item.reserved.saturating_add(item.spent), limit);
+    let reached = reached_percents(item.spent, limit);
     let is_kept = |percent: &u8| limit == item.limit || reached.contains(percent);
     let alarms_sent = item.alarms_sent.iter().copied().filter(is_kept).collect();
     BudgetItem { limit, alarms_sent, ..item }

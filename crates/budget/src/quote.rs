@@ -72,8 +72,8 @@ pub enum QuoteError {
     },
     /// A machine with a GPU, which nothing would use.
     #[error(
-        "project.toml, machines.allowed: {name} has a GPU, and the trainer of this version computes on the processor only: the \
-         machine would cost more and be no faster; use any of {known}"
+        "project.toml, machines.allowed: {name} has a GPU, which computes training.method lora and rslora with quantization none and \
+         nf4 only; choose these, or use any of {known}"
     )]
     GpuUnused {
         /// What was written.
@@ -83,12 +83,12 @@ pub enum QuoteError {
     },
     /// No allowed machine has the memory.
     #[error(
-        "the run needs {memory_gib:.1} GiB and none of {looked} has it; choose a smaller base_model, batch_size or \
-         sequence_length, or allow larger machines"
+        "the run needs {needed} and none of {looked} has it; choose a smaller base_model, batch_size or sequence_length, \
+         quantization nf4, or allow larger machines"
     )]
     NoneFits {
-        /// What it needs.
-        memory_gib: f64,
+        /// The memory it needs, in words.
+        needed: String,
         /// The machines looked at.
         looked: String,
     },
@@ -148,8 +148,8 @@ impl From<QuoteError> for Failure {
     }
 }
 
-/// The machines that could do the work: the allowed ones, else all without a GPU, which the trainer would not use. Ask for their
-/// spot prices and quotas, then [`quote`].
+/// The machines that could do the work: the allowed ones, else all without a GPU, whose speed nobody has measured yet. Ask for
+/// their spot prices and quotas, then [`quote`].
 ///
 /// # Errors
 /// [`QuoteError::UnknownMachine`], [`QuoteError::GpuUnused`], [`QuoteError::NoneFits`].
@@ -159,13 +159,15 @@ pub fn candidates<'a>(
     settings: &ProjectSettings,
 ) -> Result<Vec<&'a Machine>, QuoteError> {
     let allowed = &settings.machines.allowed;
-    let usable = || table.machines.iter().filter(|machine| machine.gpu_memory_gib.is_none());
+    let of_all =
+        |has_gpu: bool| table.machines.iter().filter(move |machine| has_gpu || machine.gpu_memory_gib.is_none());
+    let usable = || of_all(work.with_gpu_gib.is_some());
     let looked: Vec<&Machine> = if allowed.is_empty() {
-        usable().collect()
+        of_all(false).collect()
     } else {
         let find = |name: &String| match table.machine(name) {
             None => Err(QuoteError::UnknownMachine { name: name.clone(), known: names(usable()) }),
-            Some(machine) if machine.gpu_memory_gib.is_some() => {
+            Some(machine) if machine.gpu_memory_gib.is_some() && work.with_gpu_gib.is_none() => {
                 Err(QuoteError::GpuUnused { name: name.clone(), known: names(usable()) })
             }
             Some(machine) => Ok(machine),
@@ -174,7 +176,13 @@ pub fn candidates<'a>(
     };
     let fitting: Vec<&Machine> = looked.iter().copied().filter(|machine| work.fits(machine)).collect();
     if fitting.is_empty() {
-        return Err(QuoteError::NoneFits { memory_gib: work.memory_gib, looked: names(looked.into_iter()) });
+        let with_gpu = match work.with_gpu_gib.filter(|_| looked.iter().any(|machine| machine.gpu_memory_gib.is_some()))
+        {
+            Some([card, beside]) => format!(" (with a GPU {card:.1} GiB on it and {beside:.1} GiB beside it)"),
+            None => String::new(),
+        };
+        let needed = format!("{:.1} GiB{with_gpu}", work.memory_gib);
+        return Err(QuoteError::NoneFits { needed, looked: names(looked.into_iter()) });
     }
     Ok(fitting)
 }
@@ -339,17 +347,24 @@ mod tests {
     }
 
     #[test]
-    fn only_machines_that_the_trainer_can_use_are_offered() {
+    fn machines_with_a_gpu_are_used_when_they_are_named_and_the_run_has_kernels_there() {
         let table = PriceTable::embedded().unwrap();
         let has_gpu = |name: &str| table.machine(name).unwrap().gpu_memory_gib.is_some();
         let machines = quoted(MINI, "", &[], &[]).unwrap().machines;
         assert!(machines.iter().all(|choice| !has_gpu(&choice.instance_type)), "{machines:?}");
 
-        let error = quoted(MINI, "machines.allowed = [\"c7i.large\", \"g5.xlarge\"]", &[], &[]).unwrap_err();
+        let toml = "machines.allowed = [\"g5.xlarge\", \"g6.xlarge\"]\n";
+        let machines = quoted(MINI, toml, &[], &[]).unwrap().machines;
+        assert!(machines.len() == 2 && machines.iter().all(|choice| has_gpu(&choice.instance_type)), "{machines:?}");
+
+        let error = quoted(MINI, &format!("{toml}training.method = \"dora\""), &[], &[]).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("g5.xlarge has a GPU") && text.contains("c7i.xlarge"), "{text}");
-        assert!(!text.contains("g4dn"), "what may be written has none: {text}");
+        assert!(!text.contains("g6e"), "what may be written has none: {text}");
         assert_eq!(Failure::from(error).name, ErrorName::SettingsInvalid);
+
+        let error = quoted(SEVEN_B, toml, &[], &[]).unwrap_err().to_string();
+        assert!(error.contains("with a GPU 17") && error.contains("nf4"), "{error}");
     }
 
     #[test]

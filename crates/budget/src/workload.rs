@@ -3,7 +3,7 @@
 use tunesmith_contract::{
     Seconds,
     documents::{DatasetManifest, SplitSize},
-    settings::{Quantization, Recompute, TrainingSettings},
+    settings::{Method, Quantization, Recompute, TrainingSettings},
 };
 
 use crate::{Machine, ModelShape};
@@ -39,6 +39,8 @@ pub struct Workload {
     pub flops: f64,
     /// Memory for weights, adapter, optimizer and activations.
     pub memory_gib: f64,
+    /// On a machine with a GPU: the memory of the card, and that of the machine beside it; none when the run is not computed there.
+    pub with_gpu_gib: Option<[f64; 2]>,
     /// Parameters of the base model.
     pub parameters: u64,
 }
@@ -78,12 +80,21 @@ pub fn workload(input: &WorkloadInput<'_>) -> Workload {
     let activations = batch_tokens * input.shape.hidden as f64 * kept * 4.0;
     let in_layers = input.shape.in_layers as f64;
     let weights = 4.0 * (parameters - in_layers) + in_layers * bits(t.quantization) / 8.0;
-    let memory_gib = (weights * 1.1 + activations) / f64::from(1_u32 << 30) + 1.0;
+    let gib = |bytes: f64| bytes / f64::from(1_u32 << 30);
+    let memory_gib = gib(weights * 1.1 + activations) + 1.0;
+    // bf16 there; layers are recomputed when the card is small; 2 GiB for logits, kernels and the driver
+    let in_card = if t.quantization == Quantization::None { 16.0 } else { bits(t.quantization) };
+    let card_weights = 2.0 * (parameters - in_layers) + in_layers * in_card / 8.0;
+    let kept = if t.recompute == Recompute::Nothing { layers * 16.0 } else { layers + 16.0 };
+    let card = gib(card_weights * 1.1 + batch_tokens * input.shape.hidden as f64 * kept * 2.0) + 2.0;
+    let has_kernels = matches!(t.method, Method::Lora | Method::Rslora)
+        && matches!(t.quantization, Quantization::None | Quantization::Nf4);
     Workload {
         steps: u32::try_from(steps).unwrap_or(u32::MAX),
         tokens: trained,
         flops,
         memory_gib,
+        with_gpu_gib: has_kernels.then_some([card, gib(weights * 1.1) + 1.0]),
         parameters: input.shape.parameters,
     }
 }
@@ -102,7 +113,12 @@ impl Workload {
     /// Whether the machine has the memory for it.
     #[must_use]
     pub fn fits(&self, machine: &Machine) -> bool {
-        self.memory_gib <= f64::from(machine.memory_gib) * 0.9
+        let fits = |needed: f64, there: u32| needed <= f64::from(there) * 0.9;
+        match (machine.gpu_memory_gib, self.with_gpu_gib) {
+            (None, _) => fits(self.memory_gib, machine.memory_gib),
+            (Some(there), Some([card, beside])) => fits(card, there) && fits(beside, machine.memory_gib),
+            (Some(_), None) => false,
+        }
     }
 
     /// Predicted time on this machine, from its launch to its end.
@@ -198,6 +214,25 @@ pub(crate) mod tests {
         assert!(smallest.memory_gib < 0.6 * small.memory_gib, "{} {}", small.memory_gib, smallest.memory_gib);
         assert_eq!(all.flops, small.flops);
         assert!((1.3..1.5).contains(&(smallest.flops / small.flops)));
+    }
+
+    #[test]
+    fn a_gpu_takes_what_it_has_kernels_for_and_room() {
+        let table = PriceTable::embedded().unwrap();
+        let fits =
+            |name: &str, training: &TrainingSettings| of(SEVEN_B, training, 768_000).fits(table.machine(name).unwrap());
+        let nf4 = TrainingSettings { quantization: Quantization::Nf4, ..TrainingSettings::default() };
+        assert!(fits("g5.xlarge", &nf4));
+        // 7 billion values of two bytes in 24 GiB, and of four in the 16 GiB beside them
+        assert!(!fits("g5.xlarge", &TrainingSettings::default()) && fits("g6e.2xlarge", &TrainingSettings::default()));
+        for without in [
+            TrainingSettings { method: Method::Dora, ..nf4.clone() },
+            TrainingSettings { quantization: Quantization::Q4K, ..nf4.clone() },
+        ] {
+            assert!(!fits("g6e.2xlarge", &without));
+        }
+        let kept = TrainingSettings { recompute: Recompute::Nothing, batch_size: 64, ..nf4 };
+        assert!(!fits("g5.xlarge", &kept));
     }
 
     #[test]

@@ -279,5 +279,9 @@ fn a_raised_limit_lets_its_alarms_go_off_again() {
     assert!(books.reserve(&run(1), "e1", usd(1), Owner::Alive, Limits { project: usd(100), ..LIMITS }).unwrap());
     assert_eq!(books.project.as_ref().unwrap().alarms_sent, [50, 80]);
     assert!(books.reserve(&run(2), "e2", usd(1), Owner::Alive, Limits { project: usd(150), ..LIMITS }).unwrap());
-    assert_eq!(books.project.unwrap().alarms_sent, [50]);
+    assert_eq!(books.project.as_ref().unwrap().alarms_sent, [50]);
+    // of 200 less than half is spent, and more than half spent or reserved
+    assert!(books.reserve(&run(3), "e3", usd(50), Owner::Alive, Limits { project: usd(170), ..LIMITS }).unwrap());
+    assert!(books.reserve(&run(4), "e4", usd(1), Owner::Alive, Limits { project: usd(200), ..LIMITS }).unwrap());
+    assert!(books.project.unwrap().alarms_sent.is_empty(), "what is reserved is not spent");
 }

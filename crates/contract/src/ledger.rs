@@ -182,7 +182,8 @@ pub struct RunRecord {
     pub attempts: u32,
     /// How many attempts of the execution that owns the run ended in a spot interruption or were lost.
     pub interruptions: u32,
-    /// Its pipeline was gone and `guard-budget` settled it: where it stood then, until its owner was mailed.
+    /// Its pipeline was gone and `guard-budget` settled it: where it stood then, until its owner was mailed. Who is about to mail
+    /// writes `stop_mail_claimed_at` beside it, which nobody reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_mail_due: Option<RunStatus>,
 }

@@ -261,14 +261,45 @@ pub enum ModelError {
         /// What was asked for.
         what: String,
     },
+    /// The driver is older than the CUDA libraries beside it.
+    #[error(
+        "the NVIDIA driver runs CUDA {driver}, the runtime compiler libnvrtc is of CUDA {compiler}; update the driver until \
+         nvidia-smi shows CUDA {}.0 or later, or install libnvrtc and libcublas of CUDA {}",
+        .compiler.0,
+        .driver.0
+    )]
+    OldDriver {
+        /// The latest version that the driver runs.
+        driver: Version,
+        /// The compiler's.
+        compiler: Version,
+    },
+    /// The runtime compiler makes no code for the card.
+    #[error(
+        "the card has compute capability {card}, the runtime compiler libnvrtc of CUDA {compiler} makes code for {oldest} to {newest} \
+         and not for this; install libnvrtc and libcublas of a CUDA that does: a newer one for a newer card, an older one for an older"
+    )]
+    UnknownArchitecture {
+        /// The card's compute capability.
+        card: Version,
+        /// The compiler's version.
+        compiler: Version,
+        /// The first architecture that it knows.
+        oldest: Version,
+        /// The last.
+        newest: Version,
+    },
     /// The GPU has too little memory.
     #[error(
-        "the GPU has no room for {wanted} bytes more ({free} of {total} bytes are free); choose a smaller batch, recompute \
-         activations, quantise the base, or choose a larger card"
+        "the GPU is full: {call} found no room{} ({free} of {total} bytes are free); choose a smaller batch, recompute activations, \
+         quantise the base, or choose a larger card",
+        .wanted_opt.map_or_else(String::new, |bytes| format!(" for {bytes} bytes more"))
     )]
     GpuMemory {
-        /// Bytes asked for.
-        wanted: usize,
+        /// Which call or kernel.
+        call: &'static str,
+        /// Bytes asked for; a kernel or a product does not say how much it lacks.
+        wanted_opt: Option<usize>,
         /// Bytes that are free.
         free: usize,
         /// Bytes that the card has.
@@ -285,6 +316,16 @@ pub enum ModelError {
     /// The tensor library failed.
     #[error("tensor library: {0}")]
     Compute(#[from] candle_core::Error),
+}
+
+/// A version of CUDA, or the compute capability of a card: major and minor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub i32, pub i32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
 }
 
 impl ModelError {

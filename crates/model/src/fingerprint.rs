@@ -5,8 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// SHA-256 over name and first row of each projection of the layers, as f32 before it is quantised: the same for every form of
-/// storage, and another one for weights that were trained further. Hexadecimal in files.
+/// SHA-256 over name and first row of each projection of the layers, of embedding and head, and the last norm, as f32 before anything
+/// is quantised: the same for every form of storage, and another one for weights that were trained further in any of these. Hexadecimal
+/// in files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(String);

@@ -93,6 +93,16 @@ fn llama_with_yarn() {
 }
 
 #[test]
+fn llama_with_yarn_between_dimensions_and_an_attention_factor_of_its_own() {
+    compare("llama-yarn-untruncated", false);
+}
+
+#[test]
+fn qwen2_with_yarn_and_an_attention_factor_from_mscale() {
+    compare("qwen2-yarn", false);
+}
+
+#[test]
 fn phi3_with_longrope_within_the_context_of_pretraining() {
     compare("phi3-longrope", false);
     let model = Decoder::load(&golden("phi3-longrope")).unwrap();

@@ -102,6 +102,7 @@ fn every_architecture_comes_back_with_its_adapter_merged_in() {
         ("llama-biases", 40),
         ("mistral", 7), // llama.cpp has no windows here: the context is cut to one
         ("qwen2", 9),
+        ("qwen2-yarn", 40),
         ("qwen3", 40),
         ("phi3", 11),
         ("phi3-longrope", 40),
@@ -183,13 +184,15 @@ fn what_llama_cpp_would_compute_otherwise_is_refused_by_name_before_a_byte_is_wr
     let (same, keep) = (|_: &mut Value| {}, |_: &mut Value| {});
     let error = refused("llama-yarn", &same, &keep);
     assert!(error.contains("the ramp of yarn = 8 and 1"), "{error}");
+    let error = refused("llama-yarn-untruncated", &same, &keep);
+    assert!(error.contains("the ramp of yarn = 8 and 2, truncated false"), "{error}");
     let error = refused("gemma2", &|config| config["query_pre_attn_scalar"] = json!(7), &keep);
     assert!(error.contains("the scale of attention"), "{error}");
     let error = refused("gemma2", &|config| config["attn_logit_softcapping"] = Value::Null, &keep);
     assert!(error.contains("a soft cap = null"), "{error}");
     let vocabulary = |change: &dyn Fn(&mut Value)| refused("llama-biases", &same, change);
     let error = vocabulary(&|tokenizer| tokenizer["model"]["byte_fallback"] = json!(true));
-    assert!(error.contains("byte_fallback true") && error.contains("merged-safetensors"), "{error}");
+    assert!(error.contains("normalizer = null") && error.contains("merged-safetensors"), "{error}");
     let error = vocabulary(&|tokenizer| tokenizer["pre_tokenizer"] = json!({"type": "Whitespace"}));
     assert!(error.contains("pre_tokenizer") && error.contains("smollm"), "{error}");
     let error = vocabulary(&|tokenizer| tokenizer["normalizer"] = json!({"type": "Lowercase"}));

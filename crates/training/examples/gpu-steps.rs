@@ -1,5 +1,5 @@
 //! Training steps on a card of NVIDIA, one by one, as `benches/gpu.py` asks for them: one argument, a job in JSON; the answer is one
-//! line of JSON. `cargo build --release -p tunesmith-training --features cuda --example gpu-steps`
+//! line of JSON. `benches/gpu.sh build` makes it, in the profile of the tests, where what computes is optimised.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -75,7 +75,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             seconds.push(start.elapsed().as_secs_f64());
         }
     }
-    let peak = free_before - driver::card(0)?.1;
+    // another process may have given memory back meanwhile
+    let peak = free_before.saturating_sub(driver::card(0)?.1);
     println!("{}", json!({ "card": card, "seconds": seconds, "losses": losses, "peak_bytes": peak }));
     Ok(())
 }

@@ -153,6 +153,15 @@ impl TrainingConfig {
         self.memory_limit_mb.map(|mb| mb.saturating_mul(1 << 20))
     }
 
+    /// The same steps, each in at least as many batches as there are devices where its rows can be divided so, because no device
+    /// computes a part of a batch.
+    #[must_use]
+    pub fn spread(self, num_devices: usize) -> Self {
+        let wanted = num_devices.div_ceil(self.accumulation.max(1));
+        let parts = (1..=wanted).rev().find(|parts| self.batch_size.is_multiple_of(*parts)).unwrap_or(1);
+        Self { batch_size: self.batch_size / parts, accumulation: self.accumulation * parts, ..self }
+    }
+
     /// Rows of one optimizer step.
     #[must_use]
     pub fn rows_per_step(&self) -> usize {
@@ -209,6 +218,20 @@ mod tests {
         assert_eq!(config.loraplus_lr_ratio, 1.0);
         let error = serde_json::from_str::<TrainingConfig>(r#"{"learning_rat": 1}"#).unwrap_err().to_string();
         assert!(error.contains("learning_rat") && error.contains("learning_rate"), "{error}");
+    }
+
+    #[test]
+    fn a_step_is_spread_over_devices_without_changing_its_rows() {
+        let spread = |batch_size, accumulation, num_devices| {
+            let config = TrainingConfig { batch_size, accumulation, ..TrainingConfig::default() }.spread(num_devices);
+            (config.batch_size, config.accumulation)
+        };
+        assert_eq!(
+            [spread(8, 1, 1), spread(8, 1, 4), spread(8, 2, 4), spread(8, 4, 4)],
+            [(8, 1), (2, 4), (4, 4), (8, 4)]
+        );
+        // 6 rows on 4 cards: three batches of two, a card waits
+        assert_eq!([spread(6, 1, 4), spread(7, 1, 4), spread(1, 1, 8)], [(2, 3), (7, 1), (1, 1)]);
     }
 
     #[test]

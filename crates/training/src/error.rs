@@ -133,12 +133,10 @@ pub enum TrainingError {
         found: String,
     },
     /// A checkpoint that was made on another base model.
-    #[error(
-        "the checkpoint belongs to another base model (logits differ by {difference}); resume with the base model of the run"
-    )]
+    #[error("the checkpoint belongs to another base model ({reason}); resume with the base model of the run")]
     BaseModelMismatch {
-        /// Largest difference of the probe logits.
-        difference: f32,
+        /// In what they differ.
+        reason: String,
     },
     /// A tensor of the checkpoint or of a gradient does not fit the adapter.
     #[error("tensor {name} does not fit the adapter: {reason}; resume with the settings of the run")]
@@ -208,8 +206,8 @@ pub enum TrainingError {
     },
     /// An export would not fit into memory: known before anything is written.
     #[error(
-        "the export holds {num_models} models at once, the base and but for peft-adapter what was written of it, whole and as f32; \
-         they need {needed_mb} MB, the limit is {limit_mb} MB; use a machine with more memory"
+        "an export holds the base model as f32 and, but for peft-adapter, beside it the written one, which is read back to be \
+         compared: {needed_mb} MB for {num_models} of the two, the limit is {limit_mb} MB; use a machine with more memory"
     )]
     ExportTooLarge {
         /// How many.

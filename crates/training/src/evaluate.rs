@@ -1,9 +1,11 @@
 //! Negative log-likelihood per example, from which the caller makes perplexity per token, word or byte.
 
-use serde::{Deserialize, Serialize};
-use tunesmith_model::{Adapter, Decoder, IGNORE};
+use std::ops::Range;
 
-use crate::data::Dataset;
+use serde::{Deserialize, Serialize};
+use tunesmith_model::{Adapter, Batch, Decoder, IGNORE};
+
+use crate::data::{Dataset, Sequence};
 use crate::error::Result;
 
 /// Tokens per forward pass: large enough for full speed on a processor, small in memory.
@@ -23,31 +25,48 @@ pub struct ExampleLoss {
 /// One entry per example that has counted tokens, in the order of the examples. Without an adapter: the base model.
 pub fn evaluate(model: &Decoder, adapter_opt: Option<&Adapter>, dataset: &Dataset) -> Result<Vec<ExampleLoss>> {
     let mut losses: Vec<ExampleLoss> = Vec::new();
-    let sequences = dataset.sequences();
-    let mut from = 0;
+    let ranges = batches(dataset.sequences());
+    let together = model.num_devices(adapter_opt.map(|adapter| &adapter.config().method));
+    for ranges in ranges.chunks(together) {
+        let batch = |range: &Range<usize>| dataset.batch(&range.clone().collect::<Vec<_>>());
+        let batches = ranges.iter().map(batch).collect::<Result<Vec<_>>>()?;
+        let rows = model.row_losses_of(&batches.iter().collect::<Vec<_>>(), adapter_opt)?;
+        for ((range, batch), rows) in ranges.iter().zip(&batches).zip(rows) {
+            add(&mut losses, &dataset.sequences()[range.clone()], batch, &rows);
+        }
+    }
+    Ok(losses)
+}
+
+/// Neighbouring sequences that go through the model together.
+fn batches(sequences: &[Sequence]) -> Vec<Range<usize>> {
+    let (mut ranges, mut from) = (Vec::new(), 0);
     while from < sequences.len() {
         let (mut to, mut num_tokens) = (from, 0);
         while to < sequences.len() && (to == from || num_tokens + sequences[to].ids.len() <= TOKENS_PER_BATCH) {
             num_tokens += sequences[to].ids.len();
             to += 1;
         }
-        let batch = dataset.batch(&(from..to).collect::<Vec<_>>())?;
-        let rows = model.row_losses(&batch, adapter_opt)?;
-        let mut row = 0;
-        for sequence in &sequences[from..to] {
-            let rows_here = row..row + sequence.ids.len();
-            let nll = rows[rows_here.clone()].iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            let num_targets = batch.targets()[rows_here].iter().filter(|target| **target != IGNORE).count() as u64;
-            row += sequence.ids.len();
-            match losses.last_mut() {
-                Some(last) if last.example == sequence.example => {
-                    last.nll += nll;
-                    last.num_targets += num_targets;
-                }
-                _ => losses.push(ExampleLoss { example: sequence.example, nll, num_targets }),
-            }
-        }
+        ranges.push(from..to);
         from = to;
     }
-    Ok(losses)
+    ranges
+}
+
+/// Adds the rows of a batch of these sequences to the losses of their examples.
+fn add(losses: &mut Vec<ExampleLoss>, sequences: &[Sequence], batch: &Batch, rows: &[f32]) {
+    let mut row = 0;
+    for sequence in sequences {
+        let rows_here = row..row + sequence.ids.len();
+        let nll = rows[rows_here.clone()].iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        let num_targets = batch.targets()[rows_here].iter().filter(|target| **target != IGNORE).count() as u64;
+        row += sequence.ids.len();
+        match losses.last_mut() {
+            Some(last) if last.example == sequence.example => {
+                last.nll += nll;
+                last.num_targets += num_targets;
+            }
+            _ => losses.push(ExampleLoss { example: sequence.example, nll, num_targets }),
+        }
+    }
 }

@@ -12,7 +12,7 @@
 //! machine.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{ModelConfig, Quantization, Recompute};
+use tunesmith_model::{Card, ModelConfig, Quantization, Recompute};
 
 use crate::adamw::Optimizer;
 use crate::config::TrainingConfig;
@@ -62,6 +62,21 @@ impl Memory {
             layers: step(Recompute::Layers),
             evaluation: model.forward_bytes(&config.adapter, TOKENS_PER_BATCH.max(config.sequence_length)),
             num_tokens,
+        }
+    }
+
+    /// What the same run takes of a card, where the base model lies in the card's values, and the adapter with its gradients beside it.
+    #[must_use]
+    pub fn predict_on(card: Card, config: &TrainingConfig, model: &ModelConfig, lengths: &[usize]) -> Self {
+        let host = Self::predict(config, model, lengths);
+        let activations = |bytes: u64| bytes / 4 * card.value_bytes + card.logit_bytes;
+        Self {
+            weights: model.weight_bytes_on(config.quantization, card),
+            adapter: config.adapter.num_parameters(model) as u64 * (card.value_bytes + 4),
+            nothing: activations(host.nothing),
+            layers: activations(host.layers),
+            evaluation: activations(host.evaluation),
+            num_tokens: host.num_tokens,
         }
     }
 
@@ -213,6 +228,19 @@ mod tests {
         let huge = Memory { evaluation: 500 * MB, ..memory() };
         let text = huge.choose(RecomputeSetting::Auto, Some(200 * MB)).unwrap_err().to_string();
         assert!(text.contains("evaluation needs most"), "{text}");
+    }
+
+    #[test]
+    fn a_card_with_values_of_two_bytes_takes_half_and_its_logits() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../trainer-image/base-model");
+        let (config, model) = (TrainingConfig::default(), ModelConfig::from_file(&folder.join("config.json")).unwrap());
+        let card = |value_bytes| Card { room: 0, value_bytes, logit_bytes: 1000 };
+        let on = |value_bytes| Memory::predict_on(card(value_bytes), &config, &model, &[60; 20]);
+        let host = Memory::predict(&config, &model, &[60; 20]);
+        assert_eq!(on(4).weights, host.weights);
+        assert_eq!((on(4).nothing, on(4).layers), (host.nothing + 1000, host.layers + 1000));
+        assert_eq!((on(2).weights, on(2).nothing), (host.weights / 2, host.nothing / 2 + 1000));
+        assert_eq!(on(2).adapter, config.adapter.num_parameters(&model) as u64 * 6);
     }
 
     #[test]

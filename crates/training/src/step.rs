@@ -3,7 +3,7 @@
 //! The loss of a step is the mean over all counted tokens of the *window*: every batch is scaled by one over that number, which
 //! is known before the first forward pass. A mean of batch means would weigh tokens of short batches more.
 
-use tunesmith_model::{Adapter, Batch, Decoder, Recompute};
+use tunesmith_model::{Adapter, Batch, Decoder, LossGradients, Recompute};
 
 use crate::error::{Result, TrainingError};
 
@@ -37,12 +37,27 @@ impl Sums {
         Self { num_targets, nll: 0.0, gradients: Vec::new() }
     }
 
-    /// Forward and backward of one batch; returns its negative log-likelihood.
-    pub fn add(&mut self, model: &Decoder, adapter: &Adapter, batch: &Batch, recompute: Recompute) -> Result<f64> {
-        if batch.num_targets() == 0 {
-            return Ok(0.0);
-        }
-        let result = model.loss_and_gradients(batch, adapter, 1.0 / self.num_targets as f32, recompute)?;
+    /// Forward and backward of some batches, as many at the same time as the model has devices; returns the negative
+    /// log-likelihood of each. They are added up in their order, so that neither the number of devices nor how many batches come
+    /// together changes a bit.
+    pub fn add(
+        &mut self,
+        model: &Decoder,
+        adapter: &Adapter,
+        batches: &[Batch],
+        recompute: Recompute,
+    ) -> Result<Vec<f64>> {
+        let counting: Vec<&Batch> = batches.iter().filter(|batch| batch.num_targets() > 0).collect();
+        let results = model.losses_and_gradients(&counting, adapter, 1.0 / self.num_targets as f32, recompute)?;
+        let mut results = results.into_iter();
+        let add = |batch: &Batch| match batch.num_targets() {
+            0 => Ok(0.0),
+            _ => results.next().map_or(Ok(0.0), |result| self.add_one(&result)),
+        };
+        batches.iter().map(add).collect()
+    }
+
+    fn add_one(&mut self, result: &LossGradients) -> Result<f64> {
         let mut of_batch = Vec::with_capacity(result.gradients.len());
         for gradient in &result.gradients {
             let values = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
@@ -76,7 +91,7 @@ pub fn accumulate(model: &Decoder, adapter: &Adapter, batches: &[Batch]) -> Resu
     }
     let mut sums = Sums::new(num_targets);
     for batch in batches {
-        sums.add(model, adapter, batch, Recompute::Nothing)?;
+        sums.add(model, adapter, std::slice::from_ref(batch), Recompute::Nothing)?;
     }
     Ok(Accumulated { loss: sums.loss(), gradients: sums.gradients, num_tokens, num_targets })
 }

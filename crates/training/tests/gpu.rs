@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::{config, dataset, goldens, relative_difference, run};
-use tunesmith_model::cuda::Stored;
+use tunesmith_model::cuda::{Stored, driver};
 use tunesmith_model::{Decoder, Recompute};
 use tunesmith_training::{StepReport, Trainer, TrainingConfig};
 
@@ -61,7 +61,30 @@ fn evaluation_on_a_gpu_equals_the_processors() {
         let trainer = Trainer::new(config(), model, dataset(1)).unwrap();
         trainer.evaluate(&dataset(2)).unwrap().iter().map(|example| example.nll).collect::<Vec<_>>()
     };
-    for (got, wanted) in losses(on_gpu(Stored::F32)).iter().zip(losses(Arc::new(base()))) {
+    let (got, wanted) = (losses(on_gpu(Stored::F32)), losses(Arc::new(base())));
+    assert!(got.len() == wanted.len() && !wanted.is_empty(), "{} examples, wanted {}", got.len(), wanted.len());
+    for (got, wanted) in got.iter().zip(&wanted) {
         assert!((got - wanted).abs() <= 1e-4 * wanted.max(1.0), "{got} {wanted}");
+    }
+}
+
+#[test]
+#[ignore = "wants two NVIDIA cards of the same kind, and says so where there is one"]
+fn ten_steps_on_two_gpus_give_the_bits_of_one() {
+    if driver::num_cards() < 2 {
+        println!("not compared: there is one card");
+        return;
+    }
+    // one batch of the two for each card
+    assert_eq!(config().accumulation, 2);
+    for stored in [Stored::F32, Stored::Bf16] {
+        let two = Arc::new(base().on_gpu(0, stored).unwrap().on_gpu(1, stored).unwrap());
+        assert_eq!(two.num_devices(Some(&config().adapter.method)), 2);
+        let (wanted, values) = ten_steps(on_gpu(stored), config(), Recompute::Nothing);
+        let (reports, found) = ten_steps(two, config(), Recompute::Nothing);
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&found) == bits(&values), "{stored:?}: another adapter");
+        let losses = |reports: &[StepReport]| reports.iter().map(|report| report.loss.to_bits()).collect::<Vec<_>>();
+        assert_eq!(losses(&reports), losses(&wanted), "{stored:?}");
     }
 }

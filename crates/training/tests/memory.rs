@@ -161,5 +161,5 @@ fn an_export_that_would_not_fit_beside_its_base_is_refused_before_anything_is_wr
     assert!(check_export(model.config(), None).is_ok() && check_export(model.config(), Some(both)).is_ok());
     assert!(check_base(model.config(), Quantization::None, Some(both - 1)).is_ok(), "one of them fits");
     let text = check_export(model.config(), Some(both - 1)).unwrap_err().to_string();
-    assert!(text.contains("2 models") && text.contains("a machine with more memory"), "{text}");
+    assert!(text.contains("for 2 of the two") && text.contains("a machine with more memory"), "{text}");
 }

@@ -87,7 +87,8 @@ pub(crate) async fn create(
 }
 
 /// Makes the endpoint this pipeline's: from now on nobody sweeps it away while the pipeline runs. One that is there keeps its
-/// meter, so that nothing goes uncharged; one that is not begins to cost now.
+/// meter, so that nothing goes uncharged, and must have the kind and the price that were approved; one that is not begins to
+/// cost now.
 async fn take(meter: &EndpointMeter, is_there: bool, clients: &Clients) -> Result<(), Failure> {
     let key = ItemKey::endpoint(&meter.name);
     let fresh = clients.table.put_if(&key, meter, Expression::absent()).await?;
@@ -95,22 +96,36 @@ async fn take(meter: &EndpointMeter, is_there: bool, clients: &Clients) -> Resul
         return Ok(());
     }
     let owner = "SET #execution = :execution, deployed_at = :now";
-    let mut update = Expression::new(owner).value(":now", meter.deployed_at);
-    if !is_there {
-        update = Expression::new(format!(
+    let standing = "attribute_exists(pk) AND attribute_not_exists(ended_at)";
+    let (update, condition) = if is_there {
+        let same = format!("{standing} AND price_per_hour = :price AND instances = :instances");
+        (Expression::new(owner), Expression::new(same))
+    } else {
+        let anew = format!(
             "{owner}, metered_until = :now, price_per_hour = :price, instances = :instances, monthly_limit = :limit"
-        ))
+        );
+        (Expression::new(anew).value(":limit", meter.monthly_limit), Expression::new(standing))
+    };
+    let update = update
+        .name("#execution", "execution")
+        .value(":execution", &meter.execution)
         .value(":now", meter.deployed_at)
         .value(":price", meter.price_per_hour)
-        .value(":instances", meter.instances)
-        .value(":limit", meter.monthly_limit);
-    }
-    let update = update.name("#execution", "execution").value(":execution", &meter.execution);
-    let standing = Expression::new("attribute_exists(pk) AND attribute_not_exists(ended_at)");
-    match clients.table.update::<EndpointMeter>(&key, update, Some(standing)).await? {
+        .value(":instances", meter.instances);
+    match clients.table.update::<EndpointMeter>(&key, update, Some(condition)).await? {
         Conditional::Done(_) => Ok(()),
+        Conditional::ConditionFailed if is_there => Err(not_as_approved(&meter.name)),
         Conditional::ConditionFailed => Err(being_deleted(&meter.name)),
     }
+}
+
+/// Whoever made it was approved otherwise, and is done: `sweep-resources` deletes it, at the latest after its last answers.
+fn not_as_approved(name: &str) -> Failure {
+    let message = format!(
+        "endpoint {name} is being deleted, or has another kind or price than was approved: it is created as approved when \
+         that one is gone, within a quarter of an hour"
+    );
+    Failure::new(ErrorName::EndpointNotReady, message)
 }
 
 fn being_deleted(name: &str) -> Failure {
@@ -130,7 +145,8 @@ async fn serve_job(plan: &Plan, settings: &Settings, clients: &Clients) -> Resul
     })
 }
 
-fn hosting(serving: &ServingSettings) -> Hosting {
+/// On what the endpoint runs.
+pub(crate) fn hosting(serving: &ServingSettings) -> Hosting {
     match serving.mode {
         ServingMode::Serverless => {
             Hosting::Serverless { memory_mb: serving.memory_mb, max_concurrency: serving.max_concurrency }

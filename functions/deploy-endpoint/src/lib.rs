@@ -57,7 +57,7 @@ pub enum Answer {
 /// Does one of the actions.
 ///
 /// # Errors
-/// [`ErrorName::EndpointNotReady`] (an endpoint of this name is being deleted: try again), [`ErrorName::ApprovalUnknown`] (no
+/// [`ErrorName::EndpointNotReady`] (one of this name is being deleted, or is not as approved: try again), [`ErrorName::ApprovalUnknown`] (no
 /// person approved the run), [`ErrorName::EndpointFailed`] (it was deleted, or taken over, before it could be published),
 /// [`ErrorName::SettingsInvalid`] (no known price), [`ErrorName::NotFound`], AWS errors.
 pub async fn handle(
@@ -112,6 +112,7 @@ fn as_approved(plan: Plan, approved: &ApprovalRecord) -> Plan {
 
 #[cfg(test)]
 mod tests {
+    use tunesmith_aws::sagemaker::Hosting;
     use tunesmith_contract::{
         Seconds, Usd,
         approval::{ApprovalDecision, Via},
@@ -157,12 +158,16 @@ mod tests {
             max_time: Seconds(1),
             settings: ProjectSettings { serving: instance.clone(), ..ProjectSettings::default() },
         };
-        let meter = |approved: &ApprovalRecord| {
-            create::meter(&as_approved(plan.clone(), approved), "arn:e1", UnixTime(0)).unwrap()
+        let deployed = |approved: &ApprovalRecord| {
+            let plan = as_approved(plan.clone(), approved);
+            let is_charged = create::meter(&plan, "arn:e1", UnixTime(0)).unwrap().is_billed_by_the_hour();
+            (create::hosting(&plan.settings.serving), is_charged)
         };
         let serverless = record(Some(Verdict::Approve));
-        assert!(!meter(&serverless).is_billed_by_the_hour(), "nobody was shown the price of an hour");
-        assert!(meter(&ApprovalRecord { serving: instance, ..serverless }).is_billed_by_the_hour());
+        let (hosting, is_charged) = deployed(&serverless);
+        assert!(matches!(hosting, Hosting::Serverless { .. }) && !is_charged, "nobody was shown the price of an hour");
+        let (hosting, is_charged) = deployed(&ApprovalRecord { serving: instance, ..serverless });
+        assert!(matches!(hosting, Hosting::Instances { .. }) && is_charged);
     }
 
     #[test]

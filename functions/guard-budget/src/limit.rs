@@ -62,7 +62,7 @@ mod tests {
         let change = |text: &str| super::change(&item, Some(text));
         let raised = change("[budget]\nmonthly_limit_usd = 20.0\n").unwrap();
         assert_eq!(raised.before, Some(item.clone()));
-        assert_eq!(raised.after, BudgetItem { limit: dollars(20), alarms_sent: vec![50], ..item.clone() });
+        assert_eq!(raised.after, BudgetItem { limit: dollars(20), alarms_sent: vec![], ..item.clone() });
         let lowered = change("[budget]\nmonthly_limit_usd = 5.0\n").unwrap().after;
         assert_eq!((lowered.limit, lowered.alarms_sent), (dollars(5), vec![50, 80, 100]));
         for left_alone in ["[budget]\nmonthly_limit_usd = 10.0\n", "[budgte]\n", ""] {

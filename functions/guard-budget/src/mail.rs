@@ -6,9 +6,10 @@ use tunesmith_contract::{
 };
 
 /// Subject and body for the owner of a run whose pipeline was stopped or timed out, and which was settled. `before` is where the
-/// pipeline left it; `left` is of the month's budget.
+/// pipeline left it; `left` is of this month's budget, if there is one.
 #[must_use]
-pub fn stopped(settled: &RunRecord, before: RunStatus, left: Usd) -> (String, String) {
+pub fn stopped(settled: &RunRecord, before: RunStatus, left: Option<Usd>) -> (String, String) {
+    let left = left.map_or_else(String::new, |left| format!("Left of the budget of this month: {left}\n"));
     let endpoint = match before {
         RunStatus::Trained => {
             "The model is trained and not live; an endpoint made for it is deleted within five minutes. If it was approved, start\n\
@@ -21,7 +22,7 @@ pub fn stopped(settled: &RunRecord, before: RunStatus, left: Usd) -> (String, St
         format!(
             "The pipeline of project {project} ended without finishing: somebody stopped it, it timed out, or its own cleaning up\n\
              failed. Its machines have ended and its money is settled.\n\n\
-             Run: {run}\nCharged: {charged}\nGiven back: {returned}\nLeft of the budget of this month: {left}\n\n{endpoint}\n\n\
+             Run: {run}\nCharged: {charged}\nGiven back: {returned}\n{left}\n{endpoint}\n\n\
              What to do next: nothing, if you stopped it. To go on, upload an empty file named _TRAIN to the project's folder in\n\
              the documents bucket: finished steps and checkpoints are used again.\nDetails: execution {execution}\n",
             project = settled.project,
@@ -38,6 +39,10 @@ mod tests {
     use super::*;
 
     fn mail(before: RunStatus) -> (String, String) {
+        mail_with(before, Some(Usd::from_micros(24_980_000)))
+    }
+
+    fn mail_with(before: RunStatus, left: Option<Usd>) -> (String, String) {
         let settled = RunRecord {
             run: "run-0123456789ab".parse().unwrap(),
             project: "handbook".parse().unwrap(),
@@ -53,7 +58,7 @@ mod tests {
             interruptions: 0,
             stop_mail_due: Some(before),
         };
-        stopped(&settled, before, Usd::from_micros(24_980_000))
+        stopped(&settled, before, left)
     }
 
     #[test]
@@ -63,14 +68,19 @@ mod tests {
         for part in [
             "run-0123456789ab",
             "Charged: $0.02",
-            "Given back: $0.07",
-            "$24.98",
+            "Given back: $0.07\nLeft of the budget of this month: $24.98\n\nTraining was",
             "_TRAIN",
             "execution:p:e",
             "checkpoint",
         ] {
             assert!(body.contains(part), "{part}\n{body}");
         }
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_month_that_has_no_budget_yet() {
+        let body = mail_with(RunStatus::Reserved, None).1;
+        assert!(body.contains("Given back: $0.07\n\nTraining was") && !body.contains("Left of"), "{body}");
     }
 
     #[test]

@@ -27,6 +27,9 @@ const STEP: Seconds = Seconds(14 * 24 * 3600);
 /// Eight weeks back: longer than a run is trained and waits for its approval.
 const LOOKS: usize = 5;
 
+/// How long a look may take to mail what it has claimed: this function's time limit. After it the look is dead.
+const CLAIM: Seconds = Seconds(30);
+
 /// Settles the runs whose pipelines have ended and left money reserved, a run unfinished, or machines uncharged; mails their
 /// owners; takes over the limits of this month.
 ///
@@ -91,7 +94,7 @@ async fn look(record: &RunRecord, clients: &Clients, now: UnixTime) -> Result<Fo
             found = Found::Settled;
         }
     }
-    mail_stopped(record, clients).await?;
+    mail_stopped(record, clients, now).await?;
     Ok(found)
 }
 
@@ -111,18 +114,25 @@ async fn settle(record: &RunRecord, clients: &Clients, now: UnixTime) -> Result<
     Ok(is_new)
 }
 
-/// Mails that the pipeline is gone, if that is owed, then crosses it out: a look that dies or fails in between leaves it to the
-/// next one. Only a death between the two mails twice.
-async fn mail_stopped(seen: &RunRecord, clients: &Clients) -> Result<(), Failure> {
+/// Mails that the pipeline is gone, if that is owed and no other look is about to, then crosses it out: one that dies or fails in
+/// between leaves it to a later one. Only a death between mailing and crossing out mails twice.
+async fn mail_stopped(seen: &RunRecord, clients: &Clients, now: UnixTime) -> Result<(), Failure> {
     let key = ItemKey::run(&seen.project, &seen.run);
-    let settled: Option<RunRecord> = clients.table.get(&key).await?;
-    let Some((record, before)) = settled.and_then(|record| record.stop_mail_due.map(|before| (record, before))) else {
+    let claim = Expression::new("SET stop_mail_claimed_at = :now").value(":now", now);
+    let free = Expression::new(
+        "attribute_exists(stop_mail_due) AND \
+         (attribute_not_exists(stop_mail_claimed_at) OR stop_mail_claimed_at <= :dead)",
+    )
+    .value(":dead", now.before(CLAIM));
+    let Conditional::Done(record) = clients.table.update::<RunRecord>(&key, claim, Some(free)).await? else {
         return Ok(());
     };
-    let budget: Option<BudgetItem> = clients.table.get(&ItemKey::budget(&record.project, &record.month)).await?;
-    let (subject, body) = mail::stopped(&record, before, crate::left(budget.as_ref()));
+    let Some(before) = record.stop_mail_due else { return Ok(()) };
+    // of the month that the next run is paid from: the run's own may be over
+    let budget: Option<BudgetItem> = clients.table.get(&ItemKey::budget(&record.project, &now.month())).await?;
+    let (subject, body) = mail::stopped(&record, before, budget.as_ref().map(|budget| crate::left(Some(budget))));
     clients.notifications.publish(&subject, &body).await?;
-    let sent = Expression::new("REMOVE stop_mail_due");
+    let sent = Expression::new("REMOVE stop_mail_due, stop_mail_claimed_at");
     let _: Conditional<RunRecord> = clients.table.update(&key, sent, Some(Expression::present())).await?;
     Ok(())
 }

@@ -132,7 +132,7 @@ async fn read(
     }
     let (document, status) = match reading::extract(subject, is_last, clients, now).await? {
         Outcome::Gone => {
-            tracing::info!(%project, path, "deleted before it was read");
+            tracing::info!(%project, path, "deleted or replaced before it was read");
             return Ok(());
         }
         Outcome::Extracted(document) => {

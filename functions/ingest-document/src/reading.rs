@@ -33,7 +33,8 @@ fn decide(before: Option<ReadingRecord>, sequencer: &str, is_last: bool, now: Un
     Decision::Read(ReadingRecord { sequencer: sequencer.to_owned(), tries: died + 1, ttl: now.after(KEEP).0 })
 }
 
-/// Reads the upload; refuses it unread when this is the last try and earlier ones died on it.
+/// Reads the upload; refuses it unread when this is the last try and earlier ones died on it. An older event than that of a reader
+/// at work is nothing to read, and leaves its mark alone.
 pub async fn extract(subject: &Subject, is_last: bool, clients: &Clients, now: UnixTime) -> Result<Outcome, Failure> {
     let ObjectKey { project, path } = &subject.key;
     let key = ItemKey::reading(project, path);
@@ -41,7 +42,13 @@ pub async fn extract(subject: &Subject, is_last: bool, clients: &Clients, now: U
         // not crossed out: whoever does this again, because it was cut off, must see it
         Decision::Refuse { tries } => Ok(crate::unread(subject, QuarantineReason::CrashedReader { tries })),
         Decision::Read(record) => {
-            clients.table.put(&key, &record).await?;
+            let newest = Expression::new("attribute_not_exists(pk) OR #sequencer <= :sequencer")
+                .name("#sequencer", "sequencer")
+                .value(":sequencer", &subject.sequencer);
+            if clients.table.put_if(&key, &record, newest).await? == Conditional::ConditionFailed {
+                tracing::info!(%project, path, "a later upload of this name is being read");
+                return Ok(Outcome::Gone);
+            }
             let outcome = crate::extract(subject, clients).await;
             // a failure, too, is an end; what a reader of another upload of this name has begun is not ours to cross out
             let own = Expression::new("#sequencer = :sequencer")

@@ -180,7 +180,7 @@ async fn launch(
         }
     }
     if let Some(lease) = clients.table.get::<Lease>(&key).await? {
-        clients.table.put(&key, &lease.closed_at(launch.now)).await?;
+        let _: Conditional<Lease> = clients.table.close_lease(&lease.closed_at(launch.now)).await?;
     }
     let name = if only_quota && !refused.is_empty() { ErrorName::QuotaExceeded } else { ErrorName::NoCapacity };
     Err(Failure::new(name, format!("no machine for {}: {}. {}", launch.plan.run, refused.join("; "), name.remedy())))
@@ -237,13 +237,30 @@ fn in_zone<'a>(subnets: &'a [Subnet], machine: &MachineChoice) -> Vec<&'a Subnet
 
 /// Ends machines of earlier attempts that are still there, and closes their leases. Returns all earlier leases, closed.
 async fn end_earlier(clients: &Clients, earlier: &[Lease], now: UnixTime) -> Result<Vec<Lease>, Failure> {
-    let open: Vec<_> = earlier.iter().filter(|l| l.status != LeaseStatus::Closed).collect();
-    let machines: Vec<String> = open.iter().filter_map(|l| l.instance_id.clone()).collect();
+    let open = earlier.iter().filter(|l| l.status != LeaseStatus::Closed);
+    let machines: Vec<String> = open.filter_map(|l| l.instance_id.clone()).collect();
     clients.ec2.terminate(&machines).await?;
-    for lease in open {
-        clients.table.put(&ItemKey::lease(&lease.attempt), &attempt::closed(lease, now)).await?;
+    let mut closed = Vec::new();
+    for lease in earlier {
+        closed.push(match lease.status {
+            LeaseStatus::Closed => lease.clone(),
+            _ => close(clients, lease, now).await?,
+        });
     }
-    Ok(earlier.iter().map(|lease| attempt::closed(lease, now)).collect())
+    Ok(closed)
+}
+
+/// Closes an open lease; as it stands then. Its trainer may have closed it at this moment, and knows best what it cost and why it
+/// ended.
+async fn close(clients: &Clients, lease: &Lease, now: UnixTime) -> Result<Lease, Failure> {
+    let closed = attempt::closed(lease, now);
+    match clients.table.close_lease(&closed).await? {
+        Conditional::Done(lease) => Ok(lease),
+        Conditional::ConditionFailed => {
+            let found: Option<Lease> = clients.table.get(&ItemKey::lease(&closed.attempt)).await?;
+            Ok(found.unwrap_or(closed))
+        }
+    }
 }
 
 async fn count_attempt(clients: &Clients, key: &ItemKey, record: &RunRecord) -> Result<(), Failure> {

@@ -27,24 +27,22 @@ const LAST_ANSWERS: Seconds = Seconds(600);
 const JUST_STARTED: Seconds = Seconds(3600);
 
 /// Deletes what nobody needs: of everybody, or, for a pipeline that is done with it, of one run. The names of what was deleted.
-///
-/// # Errors
-/// What could not be deleted, after everything else was. May be repeated.
 pub(crate) async fn sweep(
     input: &SweepResourcesInput,
     clients: &Clients,
     now: UnixTime,
-) -> Result<Vec<String>, Failure> {
-    let endpoints: Vec<EndpointMeter> = clients.table.query("ENDPOINT", "").await?;
-    let (mut deleted, mut problems) = (Vec::new(), Problems::default());
+    problems: &mut Problems,
+) -> Vec<String> {
+    let endpoints = clients.table.query("ENDPOINT", "").await.map_err(Failure::from);
+    let endpoints: Vec<EndpointMeter> = problems.keep("endpoints", endpoints).unwrap_or_default();
+    let mut deleted = Vec::new();
     for endpoint in endpoints.into_iter().filter(|e| input.run.as_ref().is_none_or(|run| e.run == *run)) {
         let ended = end(&endpoint, input.execution.as_deref(), clients, now).await;
         if problems.keep(&endpoint.name, ended) == Some(true) {
             deleted.push(endpoint.name);
         }
     }
-    problems.none()?;
-    Ok(deleted)
+    deleted
 }
 
 /// Whether the endpoint had to be, and was, deleted. `done` is a pipeline that runs, and is done with what it deployed.

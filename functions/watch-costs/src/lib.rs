@@ -199,7 +199,9 @@ async fn warn(
                 .name("#sent", "alarms_sent")
                 .value(":none", Vec::<u8>::new())
                 .value(":one", vec![percent]);
-            let _: Conditional<BudgetItem> = clients.table.update(key, add, None).await?;
+            // a new limit has alarms of its own: that one of the old limit was sent says nothing about them
+            let same = Expression::new("#limit = :limit").name("#limit", "limit").value(":limit", budget.limit);
+            let _: Conditional<BudgetItem> = clients.table.update(key, add, Some(same)).await?;
             watched.alarms.push(format!("{} {percent}", mail::whose(*project)));
         }
     }

@@ -44,7 +44,7 @@ pub async fn status(paths: &Paths) -> Result<(), LocalError> {
 /// Makes an API key and prints a command that asks the project's model with it.
 ///
 /// # Errors
-/// When no local cloud is up, or the table refuses the key.
+/// When no local cloud is up, no model of the project is live, or the table refuses the key.
 pub async fn key(paths: &Paths, project: Option<&str>) -> Result<(), LocalError> {
     let state = State::read(&paths.local_cloud())?;
     let project = named(project, &state)?;

@@ -116,7 +116,7 @@ settings! {
     MachineSettings {
         /// `spot` or `on-demand`.
         market: Market = Market::Spot,
-        /// Instance types that may be used; empty means: any that fits. None with a GPU: the trainer computes on the processor.
+        /// Instance types that may be used; empty means: any without a GPU that fits. With a GPU: methods lora and rslora, quantization none and nf4.
         allowed: Vec<String> = Vec::new(),
         /// After this many interruptions the run continues on demand.
         interruptions_before_on_demand: u32 = 2,

@@ -12,11 +12,12 @@
 
 use std::collections::BTreeMap;
 
+use super::Module;
 use super::adapter::{Adapter, Base};
 use super::config::{AdapterConfig, LoraConfig, Method};
 use super::module_adapter::ModuleAdapter;
-use super::{Module, svd};
-use crate::config::ModelConfig;
+use super::sites::Sites;
+use super::svd::{self, Factors};
 use crate::error::{ModelError, Result};
 use crate::fingerprint::Fingerprint;
 use crate::frozen::Quantization;
@@ -36,6 +37,25 @@ pub enum Combination {
     },
 }
 
+/// An adapter cut to a rank, and what that keeps.
+#[derive(Debug, Clone)]
+pub struct Truncated {
+    /// The closest one of the rank.
+    pub adapter: Adapter,
+    /// What is kept of the change of each module.
+    pub kept: Vec<Kept>,
+}
+
+/// What a rank keeps of the change of one module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// Share of the squared Frobenius norm, within 0 and 1: `Σ σ²` of the largest singular values over that of all. Of no change
+    /// nothing is lost: 1.
+    pub share: f64,
+}
+
 /// The change of one module, `scale · B A`.
 struct Change {
     a: Vec<f64>,
@@ -44,13 +64,25 @@ struct Change {
     scale: f64,
 }
 
-/// The weighted sum of `adapters` for a model with this description. A module that some of them leave alone is changed by the
-/// others.
+/// The weighted sum of `adapters` for a model with this description, or with these places. A module that some of them leave alone is
+/// changed by the others.
 ///
 /// # Errors
 /// [`ModelError::CannotCombine`] without adapters, for DoRA and IA³, for adapters of other models, for unequal ranks where they
 /// must be equal, for bases that differ or were stored otherwise, and for a weight that is no number.
-pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConfig) -> Result<Adapter> {
+pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: impl Into<Sites>) -> Result<Adapter> {
+    Ok(combined(adapters, how, model.into())?.adapter)
+}
+
+/// [`Combination::Svd`] with what it keeps.
+///
+/// # Errors
+/// As [`combine`].
+pub fn truncated(adapters: &[(&Adapter, f32)], rank: usize, model: impl Into<Sites>) -> Result<Truncated> {
+    combined(adapters, Combination::Svd { rank: Some(rank) }, model.into())
+}
+
+fn combined(adapters: &[(&Adapter, f32)], how: Combination, sites: Sites) -> Result<Truncated> {
     let ranks = adapters.iter().map(|(adapter, _)| rank_of(adapter)).collect::<Result<Vec<usize>>>()?;
     let Some(largest) = ranks.iter().copied().max() else { return cannot("none was given", "name at least one") };
     if let Some((_, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
@@ -70,42 +102,42 @@ pub fn combine(adapters: &[(&Adapter, f32)], how: Combination, model: &ModelConf
     }
     let mut changes: BTreeMap<String, Vec<(Change, f64)>> = BTreeMap::new();
     for (adapter, weight) in adapters {
-        if adapter.num_layers() != model.num_hidden_layers {
-            let reason = format!("{} layers, the model has {}", adapter.num_layers(), model.num_hidden_layers);
+        if adapter.num_layers() != sites.layers().len() {
+            let reason = format!("{} layers, the model has {}", adapter.num_layers(), sites.layers().len());
             return cannot(&reason, "combine adapters of this base model");
         }
         for (place, module) in adapter.modules() {
-            if !model.modules().contains(&place.module) || !module.fits(model.module_shape(place.module)) {
+            let mut of_layer = sites.layers().get(place.layer).into_iter().flatten();
+            if !of_layer.any(|site| site.path == place.path && module.fits(site.shape)) {
                 return cannot(&format!("{} has another shape", place.path), "combine adapters of this base model");
             }
             changes.entry(place.path).or_default().push((change(module)?, f64::from(*weight)));
         }
     }
-    let modules: Vec<Module> = model
-        .modules()
-        .iter()
-        .copied()
-        .filter(|module| adapters.iter().any(|(adapter, _)| adapter.config().target_modules.contains(module)))
-        .collect();
+    let is_target = |module: &Module| adapters.iter().any(|(one, _)| one.config().target_modules.contains(module));
     let config = AdapterConfig {
         method: Method::Lora(LoraConfig { rank, alpha: rank as f32, use_rslora: false, use_dora: false }),
-        target_modules: modules,
+        target_modules: sites.modules().iter().copied().filter(is_target).collect(),
     };
+    let mut kept = Vec::new();
     let mut made: BTreeMap<String, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-    let combined = Adapter::build(config, model, &BTreeMap::new(), |place, name, shape, _| {
+    let combined = Adapter::build(config, sites, &BTreeMap::new(), |place, name, shape, _| {
         let (a, b) = made.entry(place.path.clone()).or_insert_with(|| {
             let changes = changes.remove(&place.path).unwrap_or_default();
-            let shape = model.module_shape(place.module);
             match how {
-                Combination::Linear => linear(&changes, rank, shape),
-                Combination::Cat => padded(&cat(&changes, shape), rank, shape),
-                Combination::Svd { .. } => closest(&cat(&changes, shape), rank),
+                Combination::Linear => linear(&changes, rank, place.shape),
+                Combination::Cat => padded(&cat(&changes, place.shape), rank, place.shape),
+                Combination::Svd { .. } => {
+                    let factors = closest(&cat(&changes, place.shape), rank, place.shape);
+                    kept.push(Kept { path: place.path.clone(), share: share(&factors.singular_values, rank) });
+                    (factors.right, factors.left)
+                }
             }
         });
         let values = if name == "lora_A.weight" { a } else { b };
         tensor(values.iter().map(|value| *value as f32).collect(), shape)
     })?;
-    Ok(combined.with_base(base))
+    Ok(Truncated { adapter: combined.with_base(base), kept })
 }
 
 /// The base that all were trained on. One that does not say which it was goes with any.
@@ -130,7 +162,7 @@ fn common_base(adapters: &[(&Adapter, f32)]) -> Result<Base> {
 ///
 /// # Errors
 /// As [`combine`].
-pub fn compose(adapters: &[&Adapter], model: &ModelConfig) -> Result<Adapter> {
+pub fn compose(adapters: &[&Adapter], model: impl Into<Sites>) -> Result<Adapter> {
     let weighted: Vec<(&Adapter, f32)> = adapters.iter().map(|adapter| (*adapter, 1.0)).collect();
     combine(&weighted, Combination::Cat, model)
 }
@@ -139,7 +171,7 @@ pub fn compose(adapters: &[&Adapter], model: &ModelConfig) -> Result<Adapter> {
 ///
 /// # Errors
 /// As [`combine`].
-pub fn rerank(adapter: &Adapter, rank: usize, model: &ModelConfig) -> Result<Adapter> {
+pub fn rerank(adapter: &Adapter, rank: usize, model: impl Into<Sites>) -> Result<Adapter> {
     combine(&[(adapter, 1.0)], Combination::Svd { rank: Some(rank) }, model)
 }
 
@@ -210,9 +242,19 @@ fn padded(change: &Change, rank: usize, [out, width]: [usize; 2]) -> (Vec<f64>, 
     (a, b)
 }
 
-fn closest(change: &Change, rank: usize) -> (Vec<f64>, Vec<f64>) {
-    let factors = svd::truncated(&change.b, &change.a, change.rank, rank);
-    (factors.right, factors.left)
+fn closest(change: &Change, rank: usize, [out, width]: [usize; 2]) -> Factors {
+    // AdaLoRA may have taken every rank away, and then nothing says how large the matrix is
+    if change.rank == 0 {
+        return Factors { left: vec![0.0; out * rank], right: vec![0.0; rank * width], singular_values: Vec::new() };
+    }
+    svd::truncated(&change.b, &change.a, change.rank, rank)
+}
+
+/// Share of the squared norm that the largest `rank` values have.
+fn share(singular_values: &[f64], rank: usize) -> f64 {
+    let squared = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>();
+    let all = squared(singular_values);
+    if all > 0.0 { squared(&singular_values[..rank.min(singular_values.len())]) / all } else { 1.0 }
 }
 
 fn cannot<T>(reason: &str, remedy: &'static str) -> Result<T> {
@@ -222,6 +264,7 @@ fn cannot<T>(reason: &str, remedy: &'static str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ModelConfig;
     use crate::adapters::testing::every_method;
     use crate::decoder::Decoder;
     use crate::decoder::tests::{busy_adapter, quantised_model, tiny_model};
@@ -259,6 +302,52 @@ mod tests {
             before = lost;
         }
         assert!(before < 1e-5, "nothing is lost at full rank: {before}");
+    }
+
+    #[test]
+    fn what_a_rank_keeps_is_the_share_of_the_squared_norm_that_is_left() {
+        let model = tiny_model();
+        let adapter = busy_adapter(&model);
+        let squared_norm = |adapter: &Adapter, path: &str| {
+            let (place, module) = adapter.modules().find(|(place, _)| place.path == path).unwrap();
+            let mut change = vec![0.0f32; place.shape[0] * place.shape[1]];
+            module.merge_into(&mut change, place.shape[1]).unwrap();
+            change.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>()
+        };
+        let full = rank_of(&adapter).unwrap();
+        for rank in 1..=full {
+            let cut = truncated(&[(&adapter, 1.0)], rank, model.config()).unwrap();
+            assert_eq!(cut.kept.len(), adapter.modules().count());
+            for Kept { path, share } in &cut.kept {
+                // what is cut off is orthogonal to what is kept
+                let wanted = squared_norm(&cut.adapter, path) / squared_norm(&adapter, path);
+                assert!((share - wanted).abs() < 1e-5, "rank {rank} of {path}: {share} {wanted}");
+                assert_eq!(*share == 1.0, rank == full, "rank {rank} of {path}: {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_module_that_lost_every_rank_is_reranked_to_no_change() {
+        let model = tiny_model();
+        let mut adapter = every_method(&model).into_iter().find(|(name, _)| *name == "adalora").unwrap().1;
+        let names: Vec<String> = adapter.parameters().into_iter().map(|(name, _)| name).collect();
+        let of_up = |index: usize| names[index] == "model.layers.1.mlp.up_proj.lora_E";
+        adapter
+            .update(|index, values| {
+                if of_up(index) {
+                    values.fill(0.0)
+                }
+            })
+            .unwrap();
+        let pruned = adapter.pruned().unwrap();
+        let cut = truncated(&[(&pruned, 1.0)], 1, model.config()).unwrap();
+        let of_up = |kept: &&Kept| kept.path == "model.layers.1.mlp.up_proj";
+        assert_eq!(cut.kept.iter().find(of_up).unwrap().share, 1.0);
+        let zeros = cut.adapter.parameters().into_iter().filter(|(name, _)| name.starts_with("model.layers.1.mlp.up"));
+        for (name, tensor) in zeros {
+            assert!(host(tensor).unwrap().iter().all(|value| *value == 0.0), "{name}");
+        }
     }
 
     #[test]

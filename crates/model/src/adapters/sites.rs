@@ -21,7 +21,7 @@ pub struct Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sites {
     kind: Kind,
-    modules: &'static [Module],
+    modules: Vec<Module>,
     layers: Vec<Vec<Place>>,
 }
 
@@ -44,14 +44,22 @@ impl From<&ModelConfig> for Sites {
         };
         let of_layer = |layer| config.modules().iter().map(|module| place(layer, *module)).collect();
         let layers = (0..config.num_hidden_layers).map(of_layer).collect();
-        Self { kind: Kind::Decoder, modules: config.modules(), layers }
+        Self { kind: Kind::Decoder, modules: config.modules().to_vec(), layers }
     }
 }
 
 impl Sites {
     /// Those of an encoder-decoder whose layers have some of `modules`.
-    pub(crate) fn of_encoder_decoder(modules: &'static [Module], layers: Vec<Vec<Place>>) -> Self {
-        Self { kind: Kind::EncoderDecoder, modules, layers }
+    pub(crate) fn of_encoder_decoder(modules: &[Module], layers: Vec<Vec<Place>>) -> Self {
+        Self { kind: Kind::EncoderDecoder, modules: modules.to_vec(), layers }
+    }
+
+    /// Those of a decoder of which no more is known than these places, layer by layer.
+    pub(crate) fn of_places(layers: Vec<Vec<Place>>) -> Self {
+        let mut modules: Vec<Module> = layers.iter().flatten().map(|place| place.module).collect();
+        modules.sort_unstable();
+        modules.dedup();
+        Self { kind: Kind::Decoder, modules, layers }
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -60,8 +68,8 @@ impl Sites {
 
     /// The projections of all layers together.
     #[must_use]
-    pub fn modules(&self) -> &'static [Module] {
-        self.modules
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
     }
 
     /// The places, layer by layer, each layer in the order of [`Module`].

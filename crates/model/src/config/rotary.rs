@@ -62,6 +62,8 @@ pub enum RopeScaling {
     },
 }
 
+/// Keys of YaRN alone: with another kind `transformers` warns and leaves them out, which is no proof that they were meant so.
+const YARN_ALONE: [&str; 2] = ["mscale", "mscale_all_dim"];
 /// Keys of the settings that are read here.
 const KNOWN: &[&str] = &[
     "attention_factor",
@@ -80,8 +82,8 @@ const KNOWN: &[&str] = &[
     "type",
 ];
 
-/// `max_position_embeddings` is what the file says; LongRoPE's factor is its ratio to the original one. `original_opt` is the
-/// context of pretraining where the family writes it outside the settings (Phi-3).
+/// `max_position_embeddings` is what the file says; LongRoPE's factor, and YaRN's where it is null, is its ratio to the original one.
+/// `original_opt` is the context of pretraining where the family writes it outside the settings (Phi-3).
 pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize, original_opt: Option<usize>) -> Result<Rotary> {
     let (new, old) = (fields.get("rope_parameters"), fields.get("rope_scaling"));
     let empty = Map::new();
@@ -90,8 +92,11 @@ pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize, original
         Some(Value::Object(settings)) => settings,
         Some(value) => return Err(unsupported("rope_scaling", value, "an object")),
     };
-    let unknown = |(key, value): &(&String, &Value)| !KNOWN.contains(&key.as_str()) && !value.is_null();
     let kind = settings.get("rope_type").or_else(|| settings.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let unknown = |(key, value): &(&String, &Value)| {
+        let known = KNOWN.contains(&key.as_str()) || kind == "yarn" && YARN_ALONE.contains(&key.as_str());
+        !known && !value.is_null()
+    };
     let number = |key: &'static str| {
         let value = settings.get(key).and_then(Value::as_f64).filter(|value| *value > 0.0);
         let found = settings.get(key).unwrap_or(&Value::Null);
@@ -116,14 +121,33 @@ pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize, original
             original_max_position_embeddings: original()?,
         },
         "yarn" => {
-            let factor = number("factor")?;
-            let by_default = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+            let original = original()?;
+            let factor = match settings.get("factor") {
+                Some(Value::Null) => max_position_embeddings as f64 / original as f64,
+                _ => number("factor")?,
+            };
+            let mscale = |key: &'static str| match settings.get(key) {
+                None | Some(Value::Null) => Ok(None),
+                // as good as absent to the peer
+                Some(value) if value.as_f64() == Some(0.0) => Ok(None),
+                Some(_) => number(key).map(Some),
+            };
+            let by_default = match (mscale("mscale")?, mscale("mscale_all_dim")?) {
+                (Some(of_all), Some(of_scores)) => yarn_scale(factor, of_all) / yarn_scale(factor, of_scores),
+                _ => yarn_scale(factor, 1.0),
+            };
             RopeScaling::Yarn {
                 factor,
                 beta_fast: optional("beta_fast", 32.0)?,
                 beta_slow: optional("beta_slow", 1.0)?,
-                truncate: settings.get("truncate").and_then(Value::as_bool).unwrap_or(true),
-                original_max_position_embeddings: original()?,
+                truncate: match settings.get("truncate") {
+                    None => true,
+                    // the peer asks whether it is true
+                    Some(Value::Null) => false,
+                    Some(Value::Bool(truncate)) => *truncate,
+                    Some(value) => return Err(unsupported("rope_scaling.truncate", value, "true or false")),
+                },
+                original_max_position_embeddings: original,
                 attention_factor: optional("attention_factor", by_default)?,
             }
         }
@@ -153,6 +177,11 @@ pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize, original
     let outside = fields.number_or("rope_theta", 10_000.0)?;
     let theta = if settings.contains_key("rope_theta") { number("rope_theta")? } else { outside };
     Ok(Rotary { theta, scaling })
+}
+
+/// `get_mscale` of `_compute_yarn_parameters`: how much sharper attention becomes with the context `factor` times as long.
+fn yarn_scale(factor: f64, mscale: f64) -> f64 {
+    if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 }
 }
 
 fn factors(settings: &Map<String, Value>) -> Result<Vec<f64>> {

@@ -32,6 +32,37 @@ fn reads_both_spellings_of_the_rotary_settings() {
     assert_eq!(new.positions, Positions::Rotary(wanted));
 }
 
+/// `_compute_yarn_parameters` of transformers 5.23.
+#[test]
+fn yarn_is_read_as_transformers_reads_it() {
+    let yarn = |change: Value| {
+        let mut scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        for (key, value) in change.as_object().unwrap() {
+            scaling[key] = value.clone();
+        }
+        family("llama", json!({"rope_scaling": scaling}))
+    };
+    let scale = |mscale: f64| 0.1 * mscale * 4.0f64.ln() + 1.0;
+    for (change, wanted_factor, wanted_truncate) in [
+        (json!({}), scale(1.0), true),
+        (json!({"factor": null, "mscale": null, "truncate": null}), scale(1.0), false), // 256 positions by 64
+        (json!({"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": false}), scale(0.7) / scale(1.3), false),
+        (json!({"mscale": 0.7, "mscale_all_dim": 0.0}), scale(1.0), true),
+        (json!({"mscale": 0.7}), scale(1.0), true),
+        (json!({"mscale": 0.7, "mscale_all_dim": 1.3, "attention_factor": 2.0}), 2.0, true),
+    ] {
+        let Positions::Rotary(Rotary { scaling, .. }) = yarn(change.clone()).unwrap().positions else { panic!() };
+        let RopeScaling::Yarn { factor, attention_factor, truncate, .. } = scaling else { panic!("{scaling:?}") };
+        assert_eq!((factor, truncate), (4.0, wanted_truncate), "{change}");
+        assert!((attention_factor - wanted_factor).abs() < 1e-12, "{change}: {attention_factor}");
+    }
+    refused(yarn(json!({"truncate": "no"})), "rope_scaling.truncate");
+    refused(yarn(json!({"mscale": -1.0})), "rope_scaling.mscale");
+    refused(yarn(json!({"mscale_all_dim": "x"})), "rope_scaling.mscale_all_dim");
+    refused(yarn(json!({"beta_fast": 0.0})), "rope_scaling.beta_fast");
+    refused(yarn(json!({"extrapolation_factor": 1.0})), "rope_scaling.extrapolation_factor");
+}
+
 #[test]
 fn absent_keys_take_the_defaults_of_the_family() {
     let mistral = |change| family("mistral", change).unwrap().sliding_windows;

@@ -30,15 +30,29 @@ const STEP: usize = 32;
 const STATIC_SHARED: usize = 2 * 4 * STEP;
 
 impl Gpu {
-    /// Splits a batch for attention with heads of `d` values.
+    /// Warps of a block of attention: as many as the device's shared memory has room for.
     ///
     /// # Errors
-    /// [`crate::ModelError::NotOnGpu`] when not even the smallest tile fits into the device's shared memory.
+    /// [`crate::ModelError::NotOnGpu`] when not even the tiles of one warp fit.
+    pub fn warps_of_attention(&self) -> Result<usize> {
+        // the last kernel takes the most
+        let wanted = |warps| self.shared_of_attention(warps)[2] + STATIC_SHARED;
+        let there = self.backend.most_shared();
+        [4, 2, 1].into_iter().find(|warps| wanted(*warps) <= there).ok_or_else(|| {
+            let (head, least, stored) = (self.backend.head(), wanted(1), self.backend.stored());
+            not_on_gpu(&format!(
+                "attention with heads of {head} values in {stored:?}, which wants {least} bytes of shared memory where a block of \
+                 this card has {there}"
+            ))
+        })
+    }
+
+    /// Splits a batch for attention.
+    ///
+    /// # Errors
+    /// As [`Gpu::warps_of_attention`], which is asked before a model is put on a device.
     pub fn tiles(&self, segments: &Segments) -> Result<Tiles> {
-        let fits = |warps: &usize| self.shared_of_attention(*warps)[2] + STATIC_SHARED <= self.backend.most_shared();
-        let Some(warps) = [4, 2, 1].into_iter().find(fits) else {
-            return Err(not_on_gpu("attention with heads this large on a card with so little shared memory"));
-        };
+        let warps = self.warps_of_attention()?;
         let rows = 16 * warps;
         let bounds = segments.bounds().iter();
         let tiles: Vec<usize> = bounds

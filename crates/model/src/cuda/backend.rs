@@ -111,6 +111,9 @@ pub trait Backend: Debug + Send + Sync {
     /// Bytes of shared memory that a block can have.
     fn most_shared(&self) -> usize;
 
+    /// Bytes that can still be had.
+    fn free_memory(&self) -> Result<usize>;
+
     /// Memory for so many bytes, whatever it holds.
     fn allocate(&self, bytes: usize) -> Result<u64>;
 

@@ -1,4 +1,4 @@
-// What all kernels share. A translation unit is this file and then every `.cu` file (cuda/sources.rs); who compiles it chooses
+// What all kernels share. A translation unit is this file and then every `.cu` file (cuda/source.rs); who compiles it chooses
 //   STORE_BF16  values are stored as bf16 instead of f32; sums, statistics, norm weights and losses are f32 in either case
 //   HEAD        values of an attention head, rounded up to a multiple of 16
 // No header of CUDA is needed, so that the runtime compiler alone suffices.

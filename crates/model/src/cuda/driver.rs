@@ -2,21 +2,22 @@
 //! any of them, and then says what is missing.
 //!
 //! Everything goes to one stream in the order of the calls, so that memory is given back to the driver's pool while the kernels that
-//! use it still wait to run, and every step adds up in the same order. cuBLAS computes f32 in f32 (no TF32) and bf16 with sums in f32.
+//! use it still wait to run, and every step adds up in the same order. cuBLAS computes f32 in f32 (no TF32) and bf16 with sums in f32,
+//! those of parts that it computes apart included.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::cublas::{result as blas, sys as blas_sys};
-use cudarc::driver::{CudaContext, result, sys};
-use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
+use cudarc::cublas::result::{self as blas, CublasError};
+use cudarc::cublas::sys as blas_sys;
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::backend::{Argument, Backend, Launch, Product, Stored};
-use super::{Gpu, source};
+use super::{Gpu, compiler, source};
 use crate::decoder::Decoder;
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, Version};
 
 /// A card with the kernels of this crate.
 #[derive(Debug)]
@@ -49,16 +50,17 @@ impl Driver {
     /// Opens card `ordinal` for attention heads of `head_dim` values.
     ///
     /// # Errors
-    /// [`ModelError::NoGpu`] says which library, driver or card is missing; [`ModelError::NotOnGpu`] that the card is too old.
+    /// [`ModelError::NoGpu`] says which library, driver or card is missing; [`ModelError::OldDriver`] and
+    /// [`ModelError::UnknownArchitecture`] which of them do not go together; [`ModelError::NotOnGpu`] that the card is too old.
     pub(crate) fn open(ordinal: usize, stored: Stored, head_dim: usize) -> Result<Self> {
         check_libraries()?;
-        let no_gpu =
-            |error: cudarc::driver::DriverError| ModelError::NoGpu { reason: format!("card {ordinal}: {error}") };
+        let no_gpu = |error: DriverError| ModelError::NoGpu { reason: format!("card {ordinal}: {error}") };
         let context = CudaContext::new(ordinal).map_err(no_gpu)?;
-        let capability = context.compute_capability().map_err(no_gpu)?;
-        if stored == Stored::Bf16 && capability.0 < 8 {
-            let (major, minor) = capability;
-            return Err(ModelError::NotOnGpu { what: format!("bf16 on a card of compute capability {major}.{minor}") });
+        compiler::check_driver(driver_version()?, compiler::version()?)?;
+        let (major, minor) = context.compute_capability().map_err(no_gpu)?;
+        let capability = Version(major, minor);
+        if stored == Stored::Bf16 && major < 8 {
+            return Err(ModelError::NotOnGpu { what: format!("bf16 on a card of compute capability {capability}") });
         }
         if !context.has_async_alloc() {
             return Err(ModelError::NotOnGpu { what: "memory pools, which this card's driver lacks".to_owned() });
@@ -67,19 +69,20 @@ impl Driver {
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             .map_err(no_gpu)?;
         let head = head_dim.next_multiple_of(16);
-        let ptx = compile(&source::translation_unit(), capability, stored, head)?;
+        let compiled = compiler::compile(&source::translation_unit(), capability, stored, head)?;
         keep_memory(&context)?;
-        let text = CString::new(ptx.to_src()).map_err(|error| failed("nvrtc", error))?;
-        // SAFETY: a text that ends with zero, which the driver copies.
-        let module = unsafe { result::module::load_data(text.as_ptr().cast()) }
-            .map_err(|error| failed("cuModuleLoadData", error))?;
-        let blas = blas::create_handle().map_err(|error| failed("cublasCreate", error))?;
+        // SAFETY: machine code that says itself how long it is, and which the driver copies.
+        let load = || unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
+        let module = with_room(&context, "cuModuleLoadData", None, load)?;
+        let blas = with_room(&context, "cublasCreate", None, blas::create_handle)?;
         let most_shared = usize::try_from(most_shared).unwrap_or(USUAL_SHARED);
-        Ok(Self { context, module, functions: Mutex::default(), blas, stored, head, most_shared })
-    }
-
-    fn memory(&self) -> Result<(usize, usize)> {
-        self.context.mem_get_info().map_err(|error| failed("cuMemGetInfo", error))
+        let driver = Self { context, module, functions: Mutex::default(), blas, stored, head, most_shared };
+        // else cuBLAS may add the parts of a long sum up in bf16
+        let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: a handle that has just been made.
+        let set = unsafe { blas_sys::cublasSetMathMode(driver.blas, mode) }.result();
+        set.map_err(|error| failed("cublasSetMathMode", error))?;
+        Ok(driver)
     }
 
     fn function(&self, kernel: &'static str) -> Result<sys::CUfunction> {
@@ -89,8 +92,8 @@ impl Driver {
         }
         let name = CString::new(kernel).map_err(|error| failed(kernel, error))?;
         // SAFETY: the module is loaded as long as `self` lives.
-        let function =
-            unsafe { result::module::get_function(self.module, name) }.map_err(|error| failed(kernel, error))?;
+        let find = || unsafe { result::module::get_function(self.module, name.clone()) };
+        let function = with_room(&self.context, kernel, None, find)?;
         functions.insert(kernel, Function(function));
         Ok(function)
     }
@@ -101,16 +104,25 @@ impl Driver {
 }
 
 impl Decoder {
-    /// The same model, whose losses and gradients card `ordinal` computes. Logits and generation stay on the processor, and so does
-    /// the adapter between steps.
+    /// From now on card `ordinal` computes losses and gradients, too: [`Decoder::losses_and_gradients`]. Logits and generation stay on the
+    /// processor, and so does the adapter between steps. On an error the model is as it was.
     ///
     /// # Errors
-    /// [`ModelError::NoGpu`] says which library, driver or card is missing; [`ModelError::NotOnGpu`] which part of the model has no
-    /// kernel, or that the card is too old; [`ModelError::GpuMemory`] when it does
-    /// not fit.
-    pub fn on_gpu(self, ordinal: usize, stored: Stored) -> Result<Self> {
+    /// [`ModelError::NoGpu`] says which library, driver or card is missing; [`ModelError::OldDriver`] and
+    /// [`ModelError::UnknownArchitecture`] which of them do not go together; [`ModelError::NotOnGpu`] which part of the model has no
+    /// kernel, or that the card is too old; [`ModelError::GpuMemory`] when it does not fit.
+    pub fn add_gpu(&mut self, ordinal: usize, stored: Stored) -> Result<()> {
         let driver = Driver::open(ordinal, stored, self.config().head_dim)?;
-        self.with_gpu(Gpu::new(Arc::new(driver)))
+        self.add_device(Gpu::new(Arc::new(driver)))
+    }
+
+    /// The same model on card `ordinal` alone: [`Decoder::add_gpu`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn on_gpu(mut self, ordinal: usize, stored: Stored) -> Result<Self> {
+        self.add_gpu(ordinal, stored)?;
+        Ok(self)
     }
 }
 
@@ -127,19 +139,14 @@ impl Backend for Driver {
         self.most_shared
     }
 
+    fn free_memory(&self) -> Result<usize> {
+        self.context.mem_get_info().map(|(free, _)| free).map_err(|error| failed("cuMemGetInfo", error))
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
         // SAFETY: the context is this thread's.
-        let ask = || unsafe { result::malloc_async(STREAM, bytes) };
-        // what the pool keeps in pieces may be what is wanted in one
-        ask().or_else(|_| give_back(&self.context).and_then(|()| ask())).map_err(|error| {
-            match (error.0, self.memory()) {
-                (sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => {
-                    ModelError::GpuMemory { wanted: bytes, free, total }
-                }
-                _ => failed("cuMemAllocAsync", error),
-            }
-        })
+        with_room(&self.context, "cuMemAllocAsync", Some(bytes), || unsafe { result::malloc_async(STREAM, bytes) })
     }
 
     fn free(&self, pointer: u64) {
@@ -181,8 +188,9 @@ impl Backend for Driver {
         let [x, y] = launch.grid.map(|blocks| blocks as u32);
         let (threads, shared) = (launch.threads as u32, launch.shared as u32);
         // SAFETY: the caller promises arguments and memory; the driver copies the arguments before it returns.
-        unsafe { result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared, STREAM, &mut pointers) }
-            .map_err(|error| failed(launch.kernel, error))
+        let start =
+            || unsafe { result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared, STREAM, &mut pointers) };
+        with_room(&self.context, launch.kernel, None, start)
     }
 
     unsafe fn multiply(&self, product: &Product) -> Result<()> {
@@ -198,7 +206,7 @@ impl Backend for Driver {
         };
         let beta = if add { 1.0f32 } else { 0.0 };
         // SAFETY: the caller promises the memory; factors are on the host, where the handle looks for them.
-        unsafe {
+        let start = || unsafe {
             blas::gemm_ex(
                 self.blas,
                 operation(a.transposed),
@@ -220,8 +228,8 @@ impl Backend for Driver {
                 blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
-        }
-        .map_err(|error| failed("cublasGemmEx", error))
+        };
+        with_room(&self.context, "cublasGemmEx", None, start)
     }
 }
 
@@ -232,20 +240,6 @@ impl Drop for Driver {
             let _ = unsafe { (blas::destroy_handle(self.blas), result::module::unload(self.module)) };
         }
     }
-}
-
-/// The kernels for a card, as text that its driver translates further. Needs the compiler's library, but no card.
-///
-/// # Errors
-/// [`ModelError::Gpu`] with the compiler's own words.
-pub(super) fn compile(unit: &str, (major, minor): (i32, i32), stored: Stored, head: usize) -> Result<Ptx> {
-    let mut options = vec![format!("--gpu-architecture=compute_{major}{minor}"), format!("-DHEAD={head}")];
-    options.extend((stored == Stored::Bf16).then(|| "-DSTORE_BF16".to_owned()));
-    let options = CompileOptions { options, name: Some("tunesmith.cu".to_owned()), ..CompileOptions::default() };
-    compile_ptx_with_opts(unit, options).map_err(|error| match error {
-        cudarc::nvrtc::CompileError::CompileError { log, .. } => failed("nvrtc", log.to_string_lossy()),
-        other => failed("nvrtc", other),
-    })
 }
 
 /// Opening a library that is not there ends the process in `cudarc`, so it is asked for first.
@@ -264,11 +258,14 @@ fn check_libraries() -> Result<()> {
     }
 }
 
-/// Whether the runtime compiler can be opened.
-#[cfg(test)]
-pub(super) fn has_compiler() -> bool {
-    // SAFETY: opening the library runs nothing but its own start.
-    unsafe { cudarc::nvrtc::sys::is_culib_present() }
+/// The latest version of CUDA that the driver runs.
+fn driver_version() -> Result<Version> {
+    let mut version = 0;
+    // SAFETY: a number to write to.
+    let said = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+    said.map_err(|error| failed("cuDriverGetVersion", error))?;
+    // 1000 · major + 10 · minor
+    Ok(Version(version / 1000, version % 1000 / 10))
 }
 
 /// What card `ordinal` is called, and its bytes that are free and in all. Memory that was given back stays in this process's pool, so
@@ -285,6 +282,26 @@ pub fn card(ordinal: usize) -> Result<(String, usize, usize)> {
     Ok((name, free, total))
 }
 
+/// Number of cards that this process may use (`CUDA_VISIBLE_DEVICES` hides some); 0 without a driver.
+#[must_use]
+pub fn num_cards() -> usize {
+    // SAFETY: opening the driver's library runs nothing but its own start.
+    let is_there = unsafe { sys::is_culib_present() };
+    let count = if is_there { CudaContext::device_count().unwrap_or(0) } else { 0 };
+    usize::try_from(count).unwrap_or(0)
+}
+
+/// How card `ordinal` stores values best: bf16 where its tensor cores take it (Ampere and later), else f32.
+///
+/// # Errors
+/// [`ModelError::NoGpu`] when there is none.
+pub fn best_stored(ordinal: usize) -> Result<Stored> {
+    check_libraries()?;
+    let no_gpu = |error: DriverError| ModelError::NoGpu { reason: format!("card {ordinal}: {error}") };
+    let (major, _) = CudaContext::new(ordinal).and_then(|context| context.compute_capability()).map_err(no_gpu)?;
+    Ok(if major >= 8 { Stored::Bf16 } else { Stored::F32 })
+}
+
 /// Lets the driver's pool keep what is given back: the next step asks for the same sizes again.
 fn keep_memory(context: &CudaContext) -> Result<()> {
     let mut threshold = u64::MAX;
@@ -298,8 +315,47 @@ fn keep_memory(context: &CudaContext) -> Result<()> {
     .map_err(|error| failed("cuMemPoolSetAttribute", error))
 }
 
+/// An error of the driver or of cuBLAS.
+trait Failure: Display {
+    /// Whether memory is what it lacked.
+    fn is_out_of_memory(&self) -> bool;
+}
+
+impl Failure for DriverError {
+    fn is_out_of_memory(&self) -> bool {
+        self.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+    }
+}
+
+impl Failure for CublasError {
+    fn is_out_of_memory(&self) -> bool {
+        self.0 == blas_sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
+    }
+}
+
+/// What a call gives; when it lacks memory, it is made once more after the pool has given back what it keeps: that may be what is
+/// wanted outside of the pool, or in one piece.
+///
+/// # Errors
+/// [`ModelError::GpuMemory`] when memory is lacking all the same, else [`ModelError::Gpu`].
+fn with_room<T, E: Failure>(
+    context: &CudaContext,
+    call: &'static str,
+    wanted_opt: Option<usize>,
+    mut ask: impl FnMut() -> Result<T, E>,
+) -> Result<T> {
+    let answer = match ask() {
+        Err(error) if error.is_out_of_memory() && give_back(context).is_ok() => ask(),
+        answer => answer,
+    };
+    answer.map_err(|error| match context.mem_get_info() {
+        Ok((free, total)) if error.is_out_of_memory() => ModelError::GpuMemory { call, wanted_opt, free, total },
+        _ => failed(call, error),
+    })
+}
+
 /// Gives the pool's unused memory back to the card.
-fn give_back(context: &CudaContext) -> Result<(), cudarc::driver::DriverError> {
+fn give_back(context: &CudaContext) -> Result<(), DriverError> {
     // SAFETY: the pool of an open device; what is still in use stays.
     unsafe {
         result::stream::synchronize(STREAM)?;
@@ -316,7 +372,7 @@ fn address(argument: &mut Argument) -> *mut c_void {
     }
 }
 
-fn failed(call: &'static str, reason: impl Display) -> ModelError {
+pub(super) fn failed(call: &'static str, reason: impl Display) -> ModelError {
     ModelError::Gpu { call, reason: reason.to_string() }
 }
 
@@ -336,6 +392,7 @@ mod tests {
             }
             (opened, card) => panic!("{opened:?} {card:?}"),
         }
+        assert_eq!(card(0).is_ok(), num_cards() > 0 && best_stored(0).is_ok());
         // no machine has so many
         assert!(matches!(Driver::open(1000, Stored::F32, 64), Err(ModelError::NoGpu { .. })));
     }

@@ -1,7 +1,7 @@
 //! The kernels on the processor: the same source, compiled as C++ against `on_cpu/cuda_on_cpu.h`, with memory of the host.
 //!
-//! Needs a C++ compiler (`c++`, `g++` or `clang++`); without one [`Emulator::open`] gives nothing and says so. The library is
-//! kept beside the test's own program under a name that its source decides, so that only a changed kernel is compiled again.
+//! Needs a C++ compiler (`c++`, `g++` or `clang++`), and panics without one: nothing would be compared. The library is kept beside the
+//! test's own program under a name that its source decides, so that only a changed kernel is compiled again.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -34,6 +34,7 @@ pub struct Emulator {
     stored: Stored,
     head: usize,
     order: Order,
+    most_shared: usize,
     memory: Mutex<HashMap<u64, Box<[u64]>>>,
 }
 
@@ -48,15 +49,17 @@ struct Library {
 const UNWRITTEN: u64 = u64::MAX;
 /// Words around a piece of memory that no kernel may touch.
 const GUARD: usize = 8;
+/// Bytes of shared memory that a block can have on a card of compute capability 9.0.
+const MOST_SHARED: usize = 232_448;
 
 impl Emulator {
-    /// The emulation of [`source`]'s kernels; `None` where there is no C++ compiler. Panics when they do not compile.
-    pub fn open(stored: Stored, head: usize, order: Order) -> Option<Self> {
+    /// The emulation of [`source`]'s kernels. Panics when they do not compile, or there is no C++ compiler.
+    pub fn open(stored: Stored, head: usize, order: Order) -> Self {
         Self::of_source(&source::translation_unit(), stored, head, order)
     }
 
     /// The same for other kernels, of a source that begins as ours does.
-    pub fn of_source(unit: &str, stored: Stored, head: usize, order: Order) -> Option<Self> {
+    pub fn of_source(unit: &str, stored: Stored, head: usize, order: Order) -> Self {
         static LIBRARIES: Mutex<Option<HashMap<PathBuf, Arc<Library>>>> = Mutex::new(None);
         let text = program(unit);
         let mut flags = vec![format!("-DHEAD={head}")];
@@ -66,13 +69,18 @@ impl Emulator {
         let mut libraries = LIBRARIES.lock().unwrap();
         let libraries = libraries.get_or_insert_default();
         if !libraries.contains_key(&path) {
-            if !path.exists() && !compile(&text, &flags, &path) {
-                return None;
+            if !path.exists() {
+                compile(&text, &flags, &path);
             }
             libraries.insert(path.clone(), Arc::new(load(&path)));
         }
         let library = Arc::clone(&libraries[&path]);
-        Some(Self { library, stored, head, order, memory: Mutex::default() })
+        Self { library, stored, head, order, most_shared: MOST_SHARED, memory: Mutex::default() }
+    }
+
+    /// The same with so many bytes of shared memory for a block.
+    pub fn with_most_shared(self, most_shared: usize) -> Self {
+        Self { most_shared, ..self }
     }
 
     fn value(&self, pointer: u64, stored: Stored, index: usize) -> f32 {
@@ -101,7 +109,11 @@ impl Backend for Emulator {
     }
 
     fn most_shared(&self) -> usize {
-        232_448
+        self.most_shared
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        Ok(1 << 30)
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -137,6 +149,10 @@ impl Backend for Emulator {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let failed = |reason: String| ModelError::Gpu { call: launch.kernel, reason };
+        if launch.shared > self.most_shared {
+            return Err(failed(format!("{} bytes of shared memory, a block has {}", launch.shared, self.most_shared)));
+        }
         let mut words: Vec<u64> = launch.arguments.iter().map(word).collect();
         let mut values: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
         let name = CString::new(launch.kernel).unwrap();
@@ -152,8 +168,7 @@ impl Backend for Emulator {
             return Ok(());
         }
         // SAFETY: a text that the library holds for ever.
-        let reason = unsafe { CStr::from_ptr(failure) }.to_string_lossy().into_owned();
-        Err(ModelError::Gpu { call: launch.kernel, reason })
+        Err(failed(unsafe { CStr::from_ptr(failure) }.to_string_lossy().into_owned()))
     }
 
     unsafe fn multiply(&self, product: &Product) -> Result<()> {
@@ -213,8 +228,8 @@ fn path_for(text: &str, flags: &[String]) -> PathBuf {
     folder.join(format!("{:016x}.so", hasher.finish()))
 }
 
-/// False when there is no compiler.
-fn compile(text: &str, flags: &[String], path: &Path) -> bool {
+/// Panics when there is no compiler: a comparison that did not happen must not be taken for one that succeeded.
+fn compile(text: &str, flags: &[String], path: &Path) {
     // another process may make the same file
     let unique = |extension: &str| path.with_extension(format!("{}.{extension}", std::process::id()));
     let (code, made) = (unique("cpp"), unique("so"));
@@ -234,11 +249,13 @@ fn compile(text: &str, flags: &[String], path: &Path) -> bool {
         );
         std::fs::rename(&made, path).unwrap();
         std::fs::remove_file(&code).unwrap();
-        return true;
+        return;
     }
     std::fs::remove_file(&code).unwrap();
-    eprintln!("skipped: the kernels are not compared, for there is no C++ compiler (c++, g++ or clang++)");
-    false
+    panic!(
+        "no C++ compiler can be started (c++, g++, clang++), so the kernels would be compared with nothing; install one: \
+         apt-get install g++, dnf install gcc-c++, or apk add g++"
+    );
 }
 
 unsafe extern "C" {

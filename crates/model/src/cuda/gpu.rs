@@ -92,7 +92,7 @@ impl Gpu {
         Ok(c)
     }
 
-    /// Any product; an empty one leaves zeros, or what was there.
+    /// Any product; one without rows or columns is nothing to compute.
     pub fn multiply(&self, product: Product) -> Result<()> {
         if product.m == 0 || product.n == 0 {
             return Ok(());

@@ -6,7 +6,7 @@ use super::attention::{Attended, Tiles};
 use super::gpu::{QkNorm, Rotation, Statistics};
 use super::linear::{Adapters, Inner, Linear, Parameters};
 use super::memory::{Buffer, Matrix};
-use crate::decoder;
+use crate::decoder::{self, wanted};
 use crate::error::Result;
 use crate::ops::activation::Activation;
 use crate::ops::attention::Settings;
@@ -235,9 +235,4 @@ impl Norm {
 fn qk_norm(gpu: &Gpu, norm: &crate::ops::qk_norm::QkNorm) -> Result<QkNorm> {
     let weight = |weight| gpu.floats(&host(weight)?);
     Ok(QkNorm { query: weight(&norm.query)?, key: weight(&norm.key)?, eps: norm.eps })
-}
-
-/// A gradient that was asked for.
-pub fn wanted(dx: Option<Matrix>) -> Result<Matrix> {
-    dx.ok_or_else(|| candle_core::Error::Msg("an operation gave no gradient that was asked for".into()).into())
 }

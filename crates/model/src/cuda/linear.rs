@@ -144,7 +144,7 @@ impl Frozen {
     fn values(&self, gpu: &Gpu, width: usize) -> Result<Matrix> {
         match &self.values {
             Values::Plain(values) => Ok(values.clone()),
-            Values::Nf4(stored) => gpu.nf4_dequantise(stored, 0, [self.len, width]),
+            Values::Nf4(stored) => gpu.nf4_dequantise(stored, [self.len, width]),
         }
     }
 }
@@ -171,15 +171,9 @@ fn frozen(gpu: &Gpu, weight: &FrozenWeight) -> Result<Vec<Frozen>> {
     Ok(found)
 }
 
-/// Before anything is computed.
-///
-/// # Errors
-/// [`crate::ModelError::NotOnGpu`] for methods other than LoRA and rsLoRA.
-pub fn check_method(method: &Method) -> Result<()> {
-    match method {
-        Method::Lora(lora) if !lora.use_dora => Ok(()),
-        _ => Err(not_on_gpu("an adapter other than LoRA and rsLoRA")),
-    }
+/// Whether there are kernels for adapters of this method: LoRA and rsLoRA.
+pub fn has_kernels(method: &Method) -> bool {
+    matches!(method, Method::Lora(lora) if !lora.use_dora)
 }
 
 /// LoRA of a whole model on the device: `A` and `B` of every module in one piece of memory, their gradients in another.
@@ -207,9 +201,8 @@ struct Site {
 const ALIGNED: usize = 64;
 
 impl Parameters {
-    /// Copies the adapter, which [`check_method`] allows, to the device.
+    /// Copies the adapter, a LoRA ([`has_kernels`]), to the device.
     pub fn new(gpu: &Gpu, adapter: &Adapter) -> Result<Self> {
-        check_method(&adapter.config().method)?;
         let (mut len, mut sites, mut tensors) = (0, BTreeMap::new(), Vec::new());
         for (place, module) in adapter.modules() {
             let ModuleAdapter::Lora(lora) = module else { continue };

@@ -19,7 +19,7 @@ pub struct Buffer {
 impl Buffer {
     /// Memory whose content does not matter.
     pub fn new(backend: &Arc<dyn Backend>, bytes: usize) -> Result<Self> {
-        // no device gives out nothing; a module without ranks asks for it
+        // no device gives out nothing
         let bytes = bytes.max(1);
         Ok(Self { pointer: backend.allocate(bytes)?, backend: Arc::clone(backend), bytes })
     }

@@ -4,7 +4,7 @@
 //! are). [`source`] joins them to one translation unit, which the runtime compiler (NVRTC) translates for the card that is there.
 //! [`Gpu`] starts them, one method a kernel; [`linear`] and [`model`] walk a model with them as [`crate::decoder`] does on the
 //! processor. What a device must be able to do is the trait [`backend::Backend`], which two things implement:
-//! `driver` (feature `cuda`), a card behind the libraries of NVIDIA, opened when they are there; and `emulator` (tests),
+//! `driver` (feature `cuda`, with `compiler`), a card behind the libraries of NVIDIA, opened when they are there; and `emulator` (tests),
 //! CUDA's execution model on the processor, so that all of this runs and is compared where no GPU is.
 //!
 //! On the device: frozen weights, activations and the gradients of a step. On the host: the adapter in f32, its moments, AdamW and the
@@ -12,6 +12,8 @@
 
 mod attention;
 mod backend;
+#[cfg(feature = "cuda")]
+mod compiler;
 #[cfg(feature = "cuda")]
 pub mod driver;
 #[cfg(test)]
@@ -28,5 +30,5 @@ mod tests;
 
 pub use backend::Stored;
 pub(crate) use gpu::Gpu;
-pub(crate) use linear::check_method;
+pub(crate) use linear::has_kernels;
 pub(crate) use model::GpuModel;

@@ -3,12 +3,12 @@
 use super::Gpu;
 use super::backend::{Product, Stored};
 use super::gpu::{Rotation, Statistics, not_on_gpu};
-use super::layer::{Kept, Layer, Norm, Place, wanted};
+use super::layer::{Kept, Layer, Norm, Place};
 use super::linear::Parameters;
 use super::memory::{Buffer, Matrix};
 use crate::adapters::Adapter;
 use crate::batch::Batch;
-use crate::decoder::{Decoder, LossGradients, Recompute};
+use crate::decoder::{Card, Decoder, LossGradients, Recompute, wanted};
 use crate::error::{ModelError, Result};
 use crate::ops::cross_entropy::IGNORE;
 use crate::ops::host;
@@ -27,6 +27,7 @@ pub struct GpuModel {
     norm: Norm,
     head: Matrix,
     soft_cap: Option<f32>,
+    room: usize,
 }
 
 /// Values of f32 logits that exist at once: 512 MB.
@@ -36,9 +37,9 @@ impl GpuModel {
     /// Copies a model to a device.
     ///
     /// # Errors
-    /// [`ModelError::NotOnGpu`] names a part that has no kernel yet.
+    /// [`ModelError::NotOnGpu`] names a part that has no kernel yet, or heads that the device's shared memory has no room for.
     pub(crate) fn new(gpu: Gpu, model: &Decoder) -> Result<Self> {
-        let h = model.config.hidden_size;
+        let (h, room) = (model.config.hidden_size, gpu.backend.free_memory()?);
         if model.config.head_dim > gpu.backend.head() {
             return Err(not_on_gpu(&format!(
                 "heads of {} values with kernels for {}",
@@ -46,6 +47,7 @@ impl GpuModel {
                 gpu.backend.head()
             )));
         }
+        gpu.warps_of_attention()?;
         let embedding = gpu.upload(&host(&model.embedding)?, h)?;
         // a tied head is the embedding itself: once in memory
         let head = match model.config.tie_word_embeddings {
@@ -58,7 +60,16 @@ impl GpuModel {
         let positions = model.positions.as_ref().map(learned).transpose()?;
         let norm = Norm::new(&gpu, &model.norm)?;
         let (embedding_scale, soft_cap) = (model.config.embedding_scale, model.head.soft_cap);
-        Ok(Self { embedding, embedding_scale, positions, rotation, layers, norm, head, soft_cap, gpu })
+        Ok(Self { embedding, embedding_scale, positions, rotation, layers, norm, head, soft_cap, room, gpu })
+    }
+
+    /// What the device offers.
+    pub(crate) fn card(&self) -> Card {
+        Card {
+            room: self.room as u64,
+            value_bytes: self.gpu.backend.stored().bytes() as u64,
+            logit_bytes: 4 * LOGITS as u64,
+        }
     }
 
     /// [`Decoder::row_losses`]; the batch and the adapter must fit the model, as that checks.

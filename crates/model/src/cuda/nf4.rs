@@ -33,15 +33,12 @@ impl Gpu {
         Ok(Nf4Parts { buffers, offset: stored.offset })
     }
 
-    /// Values `first..` of an NF4 matrix as `[rows, cols]`.
-    pub fn nf4_dequantise(&self, stored: &Nf4Parts, first: usize, [rows, cols]: [usize; 2]) -> Result<Matrix> {
+    /// An NF4 matrix as `[rows, cols]`.
+    pub fn nf4_dequantise(&self, stored: &Nf4Parts, [rows, cols]: [usize; 2]) -> Result<Matrix> {
         let out = self.matrix(rows, cols)?;
-        let count = [Float(stored.offset), Long(first as i64), Long(out.count() as i64), out.arg()];
-        self.per_value(
-            "nf4_dequantise",
-            out.count(),
-            &[&stored.buffers.each_ref().map(Buffer::arg)[..], &count].concat(),
-        )?;
+        let rest = [Float(stored.offset), Long(out.count() as i64), out.arg()];
+        let arguments = [&stored.buffers.each_ref().map(Buffer::arg)[..], &rest].concat();
+        self.per_value("nf4_dequantise", out.count(), &arguments)?;
         Ok(out)
     }
 

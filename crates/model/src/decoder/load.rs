@@ -85,7 +85,12 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
         let norm = loader.norm(if gpt2 { "transformer.ln_f" } else { "model.norm" })?;
         let head = Head { weight: head, soft_cap: config.final_soft_cap };
-        let fingerprint = loader.fingerprint.take().finish();
+        let mut fingerprint = loader.fingerprint.take();
+        let (Norm::Rms { weight: of_norm, .. } | Norm::Layer { weight: of_norm, .. }) = &norm;
+        for (name, weight) in [("embedding", &embedding), ("head", &head.weight), ("norm", of_norm)] {
+            fingerprint.add(name, host(weight)?.get(..h).unwrap_or_default());
+        }
+        let fingerprint = fingerprint.finish();
         Ok(Self {
             embedding,
             positions,
@@ -97,7 +102,7 @@ impl Decoder {
             fingerprint,
             config,
             #[cfg(any(test, feature = "cuda"))]
-            gpu: None,
+            gpus: Vec::new(),
         })
     }
 }

@@ -18,7 +18,7 @@
 //! The head takes `n · 3h` and 128 rows of logits, `128 · (V + 2h)`, when the kept activations are all there but nothing of
 //! `backward` is. How near this comes is measured in `tests/memory.rs`.
 
-use super::Recompute;
+use super::{Card, Recompute};
 use crate::adapters::{AdapterConfig, Method, Module};
 use crate::config::{Activation, ModelConfig, NormKind};
 use crate::frozen::Quantization;
@@ -36,6 +36,21 @@ impl ModelConfig {
         };
         let of_layer: u64 = self.modules().iter().map(saved).sum();
         F32 * self.num_parameters() as u64 - self.num_hidden_layers as u64 * of_layer
+    }
+
+    /// Bytes of the weights on a card, with one matrix in the card's values where matrices are quantised.
+    #[must_use]
+    pub fn weight_bytes_on(&self, quantization: Quantization, card: Card) -> u64 {
+        let values = |module: &Module| self.module_shape(*module).iter().product::<usize>();
+        let in_layer: usize = self.modules().iter().map(values).sum();
+        let rest = self.num_parameters() - self.num_hidden_layers * in_layer;
+        let stored = |module: &Module| match quantization {
+            Quantization::None => card.value_bytes * values(module) as u64,
+            _ => quantization.bytes(self.module_shape(*module)) as u64,
+        };
+        let of_layer: u64 = self.modules().iter().map(stored).sum();
+        let largest = self.modules().iter().map(values).max().filter(|_| quantization != Quantization::None);
+        card.value_bytes * (rest + largest.unwrap_or(0)) as u64 + self.num_hidden_layers as u64 * of_layer
     }
 
     /// Bytes of what is there beside the weights while the last tensors are loaded: one in f32 that is quantised, or those that

@@ -5,6 +5,7 @@
 //! walks the layers in reverse by hand and produces gradients of adapters only.
 
 mod attention;
+mod devices;
 pub(crate) mod feed_forward;
 mod load;
 mod memory;
@@ -13,6 +14,7 @@ pub(crate) mod residual;
 use candle_core::Tensor;
 
 pub(crate) use self::attention::{AttentionBlock, Cached};
+pub use self::devices::Card;
 pub(crate) use self::feed_forward::FeedForward;
 use crate::adapters::{Adapter, Kind, LayerAdapters, Module};
 use crate::batch::Batch;
@@ -39,7 +41,7 @@ pub struct Decoder {
     quantization: Quantization,
     fingerprint: Fingerprint,
     #[cfg(any(test, feature = "cuda"))]
-    gpu: Option<crate::cuda::GpuModel>,
+    gpus: Vec<crate::cuda::GpuModel>,
 }
 
 pub(crate) struct Layer {
@@ -115,11 +117,10 @@ impl Decoder {
 
     /// Negative log-likelihood in nats of every row's target; 0 where there is none.
     pub fn row_losses(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
-        #[cfg(any(test, feature = "cuda"))]
-        if let Some(gpu) = &self.gpu {
-            self.check(batch, adapter_opt)?;
-            return gpu.row_losses(batch, adapter_opt);
-        }
+        Ok(self.row_losses_of(&[batch], adapter_opt)?.swap_remove(0))
+    }
+
+    fn row_losses_on_processor(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
         // inside the pool, as a step
         rayon::scope(|_| {
             let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
@@ -129,6 +130,16 @@ impl Decoder {
 
     /// Losses and the gradients of `scale · Σ losses` for every tensor of the adapter.
     pub fn loss_and_gradients(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        scale: f32,
+        recompute: Recompute,
+    ) -> Result<LossGradients> {
+        Ok(self.losses_and_gradients(&[batch], adapter, scale, recompute)?.swap_remove(0))
+    }
+
+    fn loss_gradients_on_processor(
         &self,
         batch: &Batch,
         adapter: &Adapter,
@@ -158,16 +169,6 @@ impl Decoder {
         recompute: Recompute,
         norms: ExampleNorms,
     ) -> Result<LossGradients> {
-        #[cfg(any(test, feature = "cuda"))]
-        if let Some(gpu) = &self.gpu {
-            self.check(batch, Some(adapter))?;
-            return match norms {
-                ExampleNorms::Skip => gpu.loss_and_gradients(batch, adapter, scale, recompute),
-                ExampleNorms::Measure => {
-                    Err(ModelError::NotOnGpu { what: "gradient norms of each example".to_owned() })
-                }
-            };
-        }
         // inside the pool, where an operation starts without waking a thread and waiting for it
         rayon::scope(|_| self.forward_backward_in_pool(batch, adapter, scale, recompute, norms))
     }
@@ -263,20 +264,6 @@ impl Decoder {
         tensor(x, (ids.len(), h))
     }
 
-    /// What can be known of a batch before a device computes it.
-    #[cfg(any(test, feature = "cuda"))]
-    fn check(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<()> {
-        self.check_adapter(adapter_opt)?;
-        self.check_length(batch.segments().longest())
-    }
-
-    /// Losses and gradients are computed on this device from now on; logits and generation stay on the processor.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(crate) fn with_gpu(mut self, gpu: crate::cuda::Gpu) -> Result<Self> {
-        self.gpu = Some(crate::cuda::GpuModel::new(gpu, &self)?);
-        Ok(self)
-    }
-
     pub(crate) fn check_length(&self, length: usize) -> Result<()> {
         let limit = self.config.max_position_embeddings;
         if length > limit { Err(ModelError::TooManyPositions { length, limit }) } else { Ok(()) }
@@ -286,10 +273,6 @@ impl Decoder {
     pub fn check_adapter(&self, adapter_opt: Option<&Adapter>) -> Result<()> {
         let Some(adapter) = adapter_opt else { return Ok(()) };
         adapter.config().validate(self.config.modules())?;
-        #[cfg(any(test, feature = "cuda"))]
-        if self.gpu.is_some() {
-            crate::cuda::check_method(&adapter.config().method)?;
-        }
         if adapter.sites().kind() != Kind::Decoder {
             let reason = "the adapter is for an encoder-decoder".to_owned();
             return Err(ModelError::AdapterMismatch { name: "encoder".to_owned(), reason });
@@ -367,9 +350,9 @@ impl Layer {
     }
 }
 
-/// A linear layer that was asked for the gradient of its input returns it.
-pub(crate) fn wanted(dx: Option<Tensor>) -> Result<Tensor> {
-    dx.ok_or_else(|| candle_core::Error::Msg("a linear layer gave no gradient of its input".into()).into())
+/// An operation that was asked for the gradient of its input returns it.
+pub(crate) fn wanted<T>(dx: Option<T>) -> Result<T> {
+    dx.ok_or_else(|| candle_core::Error::Msg("an operation gave no gradient of its input".into()).into())
 }
 
 /// Gradients of all layers in their order, and the norms of each example's own.

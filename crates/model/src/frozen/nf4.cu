@@ -12,12 +12,12 @@ __device__ inline float nf4_value(const unsigned char *codes, const unsigned cha
     return __fmul_rn(code[index % 2 == 0 ? pair >> 4 : pair & 15u], scale);
 }
 
-/// The values `first..first + count`. Any grid.
+/// All `count` values. Any grid.
 KERNEL(nf4_dequantise)
 (const unsigned char *codes, const unsigned char *absmax_codes, const float *absmax_scales, const float *code,
- const float *dynamic, float offset, long long first, long long count, Value *out) {
+ const float *dynamic, float offset, long long count, Value *out) {
     FOR_EACH(i, (size_t)count)
-    put(&out[i], nf4_value(codes, absmax_codes, absmax_scales, code, dynamic, offset, (size_t)first + i));
+    put(&out[i], nf4_value(codes, absmax_codes, absmax_scales, code, dynamic, offset, i));
 }
 
 /// Rows of `x` that one block multiplies with: the weights are read once for all of them.

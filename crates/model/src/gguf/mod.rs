@@ -3,7 +3,8 @@
 //! [`GgufExport::write`] makes it from a folder in Hugging Face layout and an adapter, [`GgufModel::open`] reads it back through
 //! candle's reader as a decoder and a tokenizer of this crate, so that what was written can be compared with what was trained.
 //! One file each: what an architecture is called and what it takes ([`architecture`]), names and order of tensors
-//! ([`tensors`]), block formats ([`encoding`]), the vocabulary ([`vocabulary`], [`pre_tokenizer`]), the bytes ([`file`]).
+//! ([`tensors`]), block formats ([`encoding`]), the vocabulary ([`vocabulary`]; byte-level ones' cuts, [`pre_tokenizer`]; those of
+//! SentencePiece's kind, `sentence_piece` and `merges`), the bytes ([`file`]).
 //!
 //! Sources: the format, `ggml/docs/gguf.md`; keys and names, `gguf-py/gguf/constants.py`; what llama.cpp computes from them,
 //! `src/models/*.cpp` and `src/llama-vocab.cpp` (as shipped in llama-cpp-python 0.3.36). What would be computed otherwise there is
@@ -12,9 +13,11 @@
 pub mod architecture;
 pub mod encoding;
 pub mod file;
+mod merges;
 pub mod modelfile;
 pub mod pre_tokenizer;
 mod read;
+mod sentence_piece;
 pub mod tensors;
 pub mod vocabulary;
 mod write;

@@ -26,7 +26,7 @@ pub struct GgufModel {
 }
 
 impl GgufModel {
-    /// Reads a file that this crate wrote, or another of the same architectures with a byte-level vocabulary.
+    /// Reads a file that this crate wrote, or another of the same architectures and kinds of vocabulary.
     ///
     /// # Errors
     /// [`ModelError::BadGguf`] when something is missing or damaged.

@@ -26,7 +26,7 @@ pub struct GgufExport<'a> {
     pub adapter: Option<&'a Adapter>,
     /// How matrices are stored.
     pub encoding: Encoding,
-    /// `general.name`.
+    /// `general.name`; where llama.cpp goes by the name, ` (phi-3)` is added to it.
     pub name: &'a str,
     /// Hash of everything the file is made of; an unfinished file is continued when its own is the same.
     pub source: &'a str,
@@ -75,12 +75,13 @@ impl<'a> GgufExport<'a> {
         };
         let infos: Vec<Info> = plan.iter().map(info).collect();
         let mut metadata: Metadata = architecture.hyperparameters(&config);
+        let vocabulary = vocabulary::write(self, config.vocab_size)?;
         metadata.push(("general.type".into(), Value::String("model".into())));
-        metadata.push(("general.name".into(), Value::String(self.name.to_owned())));
+        metadata.push(("general.name".into(), Value::String(vocabulary.name)));
         metadata.push(("general.file_type".into(), Value::U32(self.encoding.file_type())));
         metadata.push(("general.quantization_version".into(), Value::U32(2)));
         metadata.push(("tunesmith.source.sha256".into(), Value::String(self.source.to_owned())));
-        metadata.extend(vocabulary::write(self.folder, self.tokenizer, config.vocab_size)?);
+        metadata.extend(vocabulary.metadata);
         let layout = Layout::new(&metadata, &infos)?;
         Ok(PlannedFile { export: self, weights, plan, infos, layout })
     }

@@ -1,7 +1,7 @@
 // CUDA kernel of ops/cross_entropy.rs, where the formula is; the products with the head around it are cuBLAS's.
 
 /// Of each row of `logits` `[m, V]`, before the soft cap, its loss and, where `d_logits` is not null, the gradient of
-/// `scale · loss`. In f32 `d_logits` may be `logits` itself. One block a row: grid `[m]`. Every target is a token.
+/// `scale · loss`. One block a row: grid `[m]`. Every target is a token.
 KERNEL(cross_entropy)
 (const float *logits, const int *targets, float *losses, Value *d_logits, int vocabulary, float scale, float cap) {
     const size_t row = blockIdx.x;

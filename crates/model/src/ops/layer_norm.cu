@@ -14,7 +14,7 @@ KERNEL(layer_norm_forward)
     if (threadIdx.x == 0) statistics[2 * row] = mean, statistics[2 * row + 1] = r;
 }
 
-/// `dx`, plus `residual` where that is not null; grid `[n]`. `residual` may be `dx` itself.
+/// `dx`, plus `residual` where that is not null; grid `[n]`.
 KERNEL(layer_norm_backward)
 (const Value *dy, const Value *x, const float *w, const float *statistics, const Value *residual, Value *dx, int h) {
     const size_t row = blockIdx.x;

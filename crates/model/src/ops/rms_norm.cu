@@ -11,7 +11,7 @@ KERNEL(rms_norm_forward)(const Value *x, const float *w, Value *y, float *invers
     if (threadIdx.x == 0) inverse_rms[row] = r;
 }
 
-/// `dx`, plus `residual` where that is not null; grid `[n]`. `residual` may be `dx` itself.
+/// `dx`, plus `residual` where that is not null; grid `[n]`.
 KERNEL(rms_norm_backward)
 (const Value *dy, const Value *x, const float *w, const float *inverse_rms, const Value *residual, Value *dx, int h) {
     const size_t row = blockIdx.x;

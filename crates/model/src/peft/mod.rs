@@ -5,6 +5,7 @@
 //! same base again, and which Python does not look at: `base_fingerprint.json` says which base it was trained on, and
 //! `base_quantization.json` how that was stored, when not as f32.
 
+mod places;
 mod settings;
 
 use std::collections::{BTreeSet, HashMap};
@@ -51,20 +52,49 @@ struct BaseFingerprint {
     base_fingerprint: Fingerprint,
 }
 
+/// What an adapter says of itself beside its tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// The base model, as `adapter_config.json` names it; empty when it names none.
+    pub base_model: String,
+    /// Which base that was, where it is known.
+    pub base_fingerprint: Option<Fingerprint>,
+    /// How that was stored.
+    pub base_quantization: Quantization,
+    /// The method where it multiplies, so that its change cannot be added to another: DoRA or IA³.
+    pub multiplies: Option<&'static str>,
+}
+
+/// Reads the small files of an adapter.
+pub fn label(folder: &Path) -> Result<Label> {
+    let settings = settings_of(folder)?;
+    let multiplies = match settings.get("peft_type").and_then(Value::as_str) {
+        Some("IA3") => Some("IA³"),
+        _ => settings.get("use_dora").and_then(Value::as_bool).unwrap_or(false).then_some("DoRA"),
+    };
+    Ok(Label {
+        base_model: base_model(&settings),
+        base_fingerprint: base_fingerprint(folder)?,
+        base_quantization: base_quantization(folder)?,
+        multiplies,
+    })
+}
+
 /// Writes the files into `folder`, which is created. `base_model` is what `peft` shows as `base_model_name_or_path`.
-/// The same adapter gives the same bytes. When it fails, no file is half written.
+/// The same adapter gives the same bytes. When it fails, no file is half written; the large file comes first, so that a disk that has
+/// no room for it keeps the adapter that was there.
 pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
     fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
     let path = folder.join(CONFIG_FILE);
     let settings = settings::write(adapter, base_model);
     let text = serde_json::to_string_pretty(&settings).map_err(ModelError::json(&path))?;
+    write_tensors(adapter, &folder.join(WEIGHTS_FILE))?;
     let base_quantization = adapter.base_quantization();
     let quantised = (base_quantization != Quantization::None).then_some(BaseQuantization { base_quantization });
     write_or_remove(quantised, &folder.join(QUANTIZATION_FILE))?;
     let fingerprint = adapter.base_fingerprint().cloned();
     let known = fingerprint.map(|base_fingerprint| BaseFingerprint { base_fingerprint });
     write_or_remove(known, &folder.join(FINGERPRINT_FILE))?;
-    write_tensors(adapter, &folder.join(WEIGHTS_FILE))?;
     whole_file::write(&path, (text + "\n").as_bytes()).map_err(ModelError::io(&path))
 }
 
@@ -72,6 +102,11 @@ pub fn save(adapter: &Adapter, folder: &Path, base_model: &str) -> Result<()> {
 pub fn base_quantization(folder: &Path) -> Result<Quantization> {
     let stored: Option<BaseQuantization> = read_opt(&folder.join(QUANTIZATION_FILE))?;
     Ok(stored.map_or(Quantization::None, |stored| stored.base_quantization))
+}
+
+fn base_fingerprint(folder: &Path) -> Result<Option<Fingerprint>> {
+    let stored: Option<BaseFingerprint> = read_opt(&folder.join(FINGERPRINT_FILE))?;
+    Ok(stored.map(|stored| stored.base_fingerprint))
 }
 
 /// Writes the file, or removes that of another adapter.
@@ -126,9 +161,19 @@ pub fn load(folder: &Path, model: impl Into<Sites>) -> Result<Adapter> {
             format!("this model and the method have no place for tensor {surplus}"),
         ));
     }
-    let stored: Option<BaseFingerprint> = read_opt(&folder.join(FINGERPRINT_FILE))?;
-    let fingerprint = stored.map(|stored| stored.base_fingerprint);
-    Ok(adapter.with_base(Base { quantization: base_quantization(folder)?, fingerprint }))
+    Ok(adapter.with_base(Base { quantization: base_quantization(folder)?, fingerprint: base_fingerprint(folder)? }))
+}
+
+/// The same for adapters of one decoder which need not be there: what their tensors lie at are its places, of which there may be
+/// more. Enough to combine them, and to write the result.
+///
+/// # Errors
+/// [`ModelError::CannotCombine`] when their layers or shapes say that they are of different models, or for an IA³ adapter, whose
+/// tensors do not say the shapes.
+pub fn load_together(folders: &[PathBuf]) -> Result<(Sites, Vec<Adapter>)> {
+    let sites = places::of_folders(folders)?;
+    let adapters = folders.iter().map(|folder| load(folder, sites.clone())).collect::<Result<_>>()?;
+    Ok((sites, adapters))
 }
 
 /// The same for the model itself, which must be the one that the adapter was trained on, as far as that is known. How it is stored
@@ -156,8 +201,11 @@ fn settings_of(folder: &Path) -> Result<Map<String, Value>> {
 }
 
 fn foreign(folder: &Path, settings: &Map<String, Value>, reason: String) -> ModelError {
-    let base = settings.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().to_owned();
-    ModelError::ForeignAdapter { adapter: PathBuf::from(folder), base, reason }
+    ModelError::ForeignAdapter { adapter: PathBuf::from(folder), base: base_model(settings), reason }
+}
+
+fn base_model(settings: &Map<String, Value>) -> String {
+    settings.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn write_tensors(adapter: &Adapter, path: &Path) -> Result<()> {
@@ -249,6 +297,33 @@ mod tests {
         for (a, b) in logits(&adapter).concat().iter().zip(logits(&again).concat()) {
             assert!((a - b).abs() < 1e-5);
         }
+    }
+
+    #[test]
+    fn adapters_are_read_together_without_their_base_as_with_it() {
+        let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
+        let every = every_method(&model);
+        let named = |name: &str| &every.iter().find(|(other, _)| *other == name).unwrap().1;
+        let names = ["lora", "rslora", "adalora", "dora"];
+        let folders: Vec<PathBuf> = names.iter().map(|name| folder.path().join(name)).collect();
+        for (name, folder) in names.iter().zip(&folders) {
+            save(named(name), folder, "some/base").unwrap();
+        }
+        let (sites, together) = load_together(&folders).unwrap();
+        assert_eq!(sites, Sites::from(model.config()), "together they lie at every place");
+        for ((name, folder), adapter) in names.iter().zip(&folders).zip(&together) {
+            same(adapter, named(name));
+            assert_eq!(adapter.base_fingerprint(), Some(model.fingerprint()));
+            let wanted = Label {
+                base_model: "some/base".to_owned(),
+                base_fingerprint: Some(model.fingerprint().clone()),
+                base_quantization: Quantization::None,
+                multiplies: (*name == "dora").then_some("DoRA"),
+            };
+            assert_eq!(label(folder).unwrap(), wanted, "{name}");
+        }
+        save(named("ia3"), &folders[0], "some/base").unwrap();
+        assert_eq!(label(&folders[0]).unwrap().multiplies, Some("IA³"));
     }
 
     #[test]

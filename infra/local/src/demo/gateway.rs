@@ -46,8 +46,15 @@ pub async fn ask(
 /// Makes an API key: the table gets its hash, the secret stays here.
 ///
 /// # Errors
-/// When the table refuses it.
+/// When no model of the project is live (the gateway would answer 404), or the table refuses the key.
 pub async fn make_key(state: &State, project: &ProjectId) -> Result<String, LocalError> {
+    let live = ItemKey::live(project);
+    if state.aws().get_item(state.output("Table")?, &live.pk, &live.sk).await?.is_none() {
+        return Err(LocalError::Usage(format!(
+            "no model of project {project} is live; name another project with `cargo local-cloud key --project <name>`, or look at \
+             its training (`cargo local-cloud status`, `mailbox`) and approve it (`cargo local-cloud approve --project {project}`)"
+        )));
+    }
     let secret = format!("ts-{}", random_secret());
     let key = ItemKey::api_key(&hex::encode(Sha256::digest(&secret)));
     let item = json!({"project": project.as_str(), "label": "demo", "enabled": true});

@@ -20,7 +20,8 @@
 #define INFINITE HUGE_VALF
 // internal: variables inside of inline functions would be one for all libraries of the process, which tests open several of
 #define __device__ static
-#define __shared__ static
+// in a section of their own, which is filled before each block; used: else the compiler may take what nobody writes for zeros
+#define __shared__ static __attribute__((section("cuda_shared"), used))
 
 using std::max;
 using std::min;
@@ -29,6 +30,9 @@ struct Index3 {
     unsigned x, y, z;
 };
 static Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+/// The linker's: where the section begins and ends. Hidden: each library has its own.
+extern "C" __attribute__((visibility("hidden"))) unsigned char __start_cuda_shared[], __stop_cuda_shared[];
 
 namespace cuda_on_cpu {
 
@@ -104,6 +108,7 @@ static void resume(Fiber &fiber, unsigned thread) {
 /// Runs a block; null, or what went wrong.
 static const char *run_block(unsigned threads, size_t shared, bool reversed) {
     memset(dynamic_shared, 0xff, shared + GUARD);
+    memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
     block = {0, threads, 0};
     for (unsigned warp = 0; warp < threads / WARP; warp++) warps[warp] = {0, WARP, 0};
     for (unsigned thread = 0; thread < threads; thread++) fibers[thread].is_done = false;

@@ -1,4 +1,4 @@
-// Behind all kernels: finds one by its name and runs it. `REGISTER` lines for every kernel stand before this file.
+// Behind all kernels and the table `KNOWN` of them, which emulator.rs writes: finds one by its name and runs it.
 
 /// Null, or what went wrong. `grid` has two numbers, `values` points at the arguments one by one, as `cuLaunchKernel` takes them.
 extern "C" const char *cuda_on_cpu_launch(const char *name, const unsigned *grid, unsigned threads, size_t shared, void **values,

@@ -27,21 +27,22 @@ pub struct Device {
     pub emulated: bool,
 }
 
-/// All devices, with attention compiled for `head`. Without a C++ compiler there may be none.
+/// All devices, with attention compiled for `head`.
 pub fn devices(head: usize) -> Vec<Device> {
     let mut found = Vec::new();
     for stored in [Stored::F32, Stored::Bf16] {
         for order in [Order::Forward, Order::Reversed] {
-            found.extend(Emulator::open(stored, head, order).map(|emulator| Device {
-                gpu: Gpu::new(Arc::new(emulator)),
-                stored,
-                emulated: true,
-            }));
+            found.push(Device { gpu: emulated(Emulator::open(stored, head, order)), stored, emulated: true });
         }
         #[cfg(feature = "cuda")]
         found.extend(card(stored, head).map(|gpu| Device { gpu, stored, emulated: false }));
     }
     found
+}
+
+/// The kernels of an emulation.
+pub fn emulated(emulator: Emulator) -> Gpu {
+    Gpu::new(Arc::new(emulator))
 }
 
 /// The first card with its kernels, which are translated once for all tests.
@@ -87,6 +88,14 @@ pub fn agree(what: &str, wanted: &[f32], tolerance: [f32; 2], run: impl Fn(&Gpu)
             assert_eq!(*first, bits(&got), "{what} {:?}: depends on the order of the threads", device.stored);
         }
     }
+}
+
+/// Largest difference, measured by the largest value of `wanted`.
+pub fn worst(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    let size = wanted.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    let off = |(got, wanted): (&f32, &f32)| if got.is_finite() { (got - wanted).abs() } else { f32::INFINITY };
+    got.iter().zip(wanted).map(off).fold(0.0, f32::max) / size
 }
 
 /// Uniform within ± `scale`, in numbers that bf16 can hold.

@@ -1,19 +1,21 @@
 //! Losses, gradients and steps of whole models on every device.
 
-use super::{Device, devices};
+use super::{Device, devices, emulated};
 use crate::adapters::testing::every_method;
 use crate::adapters::{Adapter, AdapterConfig};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::cuda::backend::Stored;
+use crate::cuda::emulator::{Emulator, Order};
 use crate::decoder::tests::{batch, busy_adapter, model, quantised_model, variants};
 use crate::decoder::{Decoder, LossGradients, Recompute};
 use crate::error::ModelError;
 use crate::frozen::Quantization;
 use crate::ops::host;
 
-fn on(model: Decoder, device: &Device) -> Decoder {
-    model.with_gpu(device.gpu.clone()).unwrap()
+fn on(mut model: Decoder, device: &Device) -> Decoder {
+    model.add_device(device.gpu.clone()).unwrap();
+    model
 }
 
 fn gradients(result: &LossGradients) -> Vec<Vec<f32>> {
@@ -77,27 +79,77 @@ fn a_base_in_nf4_is_trained_on_as_on_the_processor() {
         let tolerance = if device.stored == Stored::F32 { 1e-5 } else { 4e-2 };
         assert!(distance(&got, &wanted) < tolerance, "{got:?}, wanted {wanted:?}");
         compare("nf4", &device, config, Quantization::Nf4, "lora");
-        let other = quantised_model(ModelConfig { intermediate_size: 64, ..ModelConfig::tiny() }, Quantization::Q8_0);
-        let refused = other.with_gpu(device.gpu.clone()).err().unwrap().to_string();
+        let mut other =
+            quantised_model(ModelConfig { intermediate_size: 64, ..ModelConfig::tiny() }, Quantization::Q8_0);
+        let refused = other.add_device(device.gpu.clone()).unwrap_err().to_string();
         assert!(refused.contains("q8_0") && refused.contains("not computed on a GPU yet"), "{refused}");
     }
 }
 
 #[test]
-fn what_has_no_kernel_is_refused_with_its_name() {
+fn what_has_no_kernel_the_processor_computes_and_a_base_without_kernels_is_refused() {
     for device in devices(16) {
-        let device_model = on(model(ModelConfig::tiny()), &device);
-        let run = |adapter: &Adapter| device_model.loss_and_gradients(&batch(), adapter, 1.0, Recompute::Nothing);
-        for (method, adapter) in every_method(&device_model) {
-            // known when a run begins
-            assert_eq!(device_model.check_adapter(Some(&adapter)).is_ok(), run(&adapter).is_ok());
-            assert_eq!(run(&adapter).is_ok(), method.ends_with("lora") && method != "adalora", "{method}");
+        let (on_processor, on_device) = (model(ModelConfig::tiny()), on(model(ModelConfig::tiny()), &device));
+        for (name, adapter) in every_method(&on_processor) {
+            let run = |model: &Decoder| model.loss_and_gradients(&batch(), &adapter, 1.0, Recompute::Nothing).unwrap();
+            let (method, has_kernels) = (&adapter.config().method, name.ends_with("lora") && name != "adalora");
+            assert_eq!(on_device.smallest_card(method).is_some(), has_kernels, "{name}");
+            // a device adds up in another order
+            let same = gradients(&run(&on_device)) == gradients(&run(&on_processor));
+            assert_eq!(same, !has_kernels, "{name}");
+            let losses = |model: &Decoder| model.row_losses(&batch(), Some(&adapter)).unwrap();
+            assert!(has_kernels || losses(&on_device) == losses(&on_processor), "{name}");
         }
-        let adapter = busy_adapter(&device_model);
-        let norms = device_model.loss_gradients_and_norms(&batch(), &adapter, 1.0, Recompute::Nothing);
-        assert!(matches!(norms, Err(ModelError::NotOnGpu { .. })));
-        let wide = ModelConfig { head_dim: 18, ..ModelConfig::tiny() };
-        assert!(matches!(model(wide).with_gpu(device.gpu.clone()), Err(ModelError::NotOnGpu { .. })));
+        let adapter = busy_adapter(&on_device);
+        let norms = |model: &Decoder| {
+            model.loss_gradients_and_norms(&batch(), &adapter, 1.0, Recompute::Nothing).unwrap().example_norms
+        };
+        assert_eq!(norms(&on_device), norms(&on_processor));
+        let mut wide = model(ModelConfig { head_dim: 18, ..ModelConfig::tiny() });
+        assert!(matches!(wide.add_device(device.gpu.clone()), Err(ModelError::NotOnGpu { .. })));
+        assert_eq!(wide.smallest_card(&adapter.config().method), None);
+    }
+}
+
+#[test]
+fn heads_that_shared_memory_has_no_room_for_are_refused_before_the_first_step() {
+    let open = |most_shared| {
+        let emulator = Emulator::open(Stored::F32, 16, Order::Forward).with_most_shared(most_shared);
+        model(ModelConfig::tiny()).add_device(emulated(emulator))
+    };
+    // what one warp wants: 4 · (2 · 16 · 20 + 2 · 32 · 20 + 2 · 16 · 36 + 2 · 16 · 36) and 256 beside
+    open(17_152).unwrap();
+    let error = open(17_151).unwrap_err();
+    assert!(matches!(error, ModelError::NotOnGpu { .. }), "{error}");
+    let text = error.to_string();
+    for part in ["heads of 16 values", "17152 bytes", "has 17151"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn several_devices_compute_a_batch_each_and_give_the_bits_of_one() {
+    let batches = [
+        batch(),
+        Batch::new(vec![1, 7, 9, 30], vec![7, 9, 30, 2], vec![4]).unwrap(),
+        Batch::new(vec![3, 4], vec![4, 5], vec![2]).unwrap(),
+    ];
+    let batches: Vec<&Batch> = batches.iter().collect();
+    for device in devices(16) {
+        let one = on(model(ModelConfig::tiny()), &device);
+        let two = on(on(model(ModelConfig::tiny()), &device), &device);
+        let adapter = busy_adapter(&one);
+        assert_eq!([&one, &two].map(|model| model.num_devices(Some(&adapter.config().method))), [1, 2]);
+        let run = |model: &Decoder| -> Vec<_> {
+            let results = model.losses_and_gradients(&batches, &adapter, 0.1, Recompute::Nothing).unwrap();
+            results.iter().map(|result| (result.num_targets, result.row_losses.clone(), gradients(result))).collect()
+        };
+        assert!(run(&two) == run(&one));
+        let losses = |model: &Decoder| model.row_losses_of(&batches, Some(&adapter)).unwrap();
+        assert_eq!(losses(&two), losses(&one));
+        // what fails on one card fails
+        let far = Batch::new(vec![1, 5000], vec![2, 3], vec![2]).unwrap();
+        assert!(two.row_losses_of(&[batches[0], &far], None).is_err());
     }
 }
 

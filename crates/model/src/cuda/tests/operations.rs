@@ -180,10 +180,8 @@ fn nf4_is_read_to_the_bit_and_multiplied() {
     for device in devices(16).iter().filter(|device| device.stored == Stored::F32) {
         let (gpu, bits) = (&device.gpu, |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
         let parts = gpu.nf4(&stored).unwrap();
-        let all = gpu.nf4_dequantise(&parts, 0, [out, width]).unwrap().values().unwrap();
+        let all = gpu.nf4_dequantise(&parts, [out, width]).unwrap().values().unwrap();
         assert_eq!(bits(&all), bits(&read));
-        let some = gpu.nf4_dequantise(&parts, 31 * width, [3, width]).unwrap().values().unwrap();
-        assert_eq!(bits(&some), bits(&read[31 * width..34 * width]));
     }
     // more rows than a block takes
     let x = random(2, &[11, width], 1.0);

@@ -1,56 +1,36 @@
 //! The loop, one step at a time: the caller decides when to go on, save, stop, and measures time.
+//!
+//! Here a run begins, is resumed, saved and asked; what a step does is in [`step`].
+
+mod step;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tunesmith_model::{Adapter, Decoder, ModelError, RankAllocator, Recompute, peft};
 
 use crate::adamw::{AdamW, Moments};
 use crate::checkpoint::{self, Parts, State, Window};
-use crate::clip;
 use crate::config::TrainingConfig;
-use crate::data::{Dataset, Sequence};
-use crate::divergence::{LossWatch, Risen};
+use crate::data::Dataset;
+use crate::divergence::LossWatch;
 use crate::error::{Result, TrainingError};
 use crate::evaluate::{self, ExampleLoss};
 use crate::loraplus;
 use crate::memory::{Memory, RecomputeSetting};
 use crate::moved::MovedCheck;
 use crate::packing::Packing;
-use crate::sampler::{Position, Sampler};
+use crate::sampler::Sampler;
 use crate::schedule::Schedule;
-use crate::step::Sums;
-
-/// What one optimizer step did.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepReport {
-    /// Steps completed, this one included.
-    pub step: usize,
-    /// Steps of the run.
-    pub total: usize,
-    /// Passes over the data completed, with fraction.
-    pub epoch: f64,
-    /// Mean negative log-likelihood per counted token before the update, in nats.
-    pub loss: f64,
-    /// What the method adds to the loss (AdaLoRA's orthogonality); 0 for most.
-    pub regulariser: f64,
-    /// Learning rate of this update.
-    pub learning_rate: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Tokens that went through the model.
-    pub num_tokens: usize,
-    /// Tokens that counted for the loss.
-    pub num_targets: usize,
-    /// Sequences of the step.
-    pub num_sequences: usize,
-}
+pub use step::StepReport;
+use step::Underway;
 
 /// A run of training.
 pub struct Trainer {
     config: TrainingConfig,
     model: Arc<Decoder>,
+    /// What a resumed run compares with its base.
+    base_probe: Vec<f32>,
     dataset: Dataset,
     adapter: Adapter,
     optimizer: AdamW,
@@ -70,15 +50,6 @@ pub struct Trainer {
     total: usize,
 }
 
-/// A step of which some batches are done.
-struct Underway {
-    /// Where in the data the step begins.
-    from: Position,
-    rows: Vec<Vec<usize>>,
-    rows_done: usize,
-    sums: Sums,
-}
-
 impl Trainer {
     /// A fresh run: the adapter starts from the seed.
     pub fn new(config: TrainingConfig, model: Arc<Decoder>, dataset: Dataset) -> Result<Self> {
@@ -89,17 +60,28 @@ impl Trainer {
 
     /// A fresh run from a given adapter, whose settings replace those of `config`.
     pub fn with_adapter(
+        config: TrainingConfig,
+        model: Arc<Decoder>,
+        dataset: Dataset,
+        adapter: Adapter,
+    ) -> Result<Self> {
+        let base_probe = probe(&model)?;
+        Self::with_probe(config, model, dataset, adapter, base_probe)
+    }
+
+    fn with_probe(
         mut config: TrainingConfig,
         model: Arc<Decoder>,
         dataset: Dataset,
         adapter: Adapter,
+        base_probe: Vec<f32>,
     ) -> Result<Self> {
         config.adapter = adapter.config().clone();
         config.validate(model.config())?;
         model.check_adapter(Some(&adapter))?;
         check(&model, &config, &dataset)?;
-        let memory = Memory::predict(&config, model.config(), &dataset.lengths());
-        let recompute = memory.choose(config.recompute, config.memory_limit())?;
+        let (memory, limit_opt) = memory_of(&config, &model, &dataset);
+        let recompute = memory.choose(config.recompute, limit_opt)?;
         let adapter = adapter.on_base(&model);
         let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
         let sampler = Sampler::new(dataset.lengths(), config.layout(), config.seed);
@@ -121,6 +103,7 @@ impl Trainer {
             adapter,
             config,
             model,
+            base_probe,
             dataset,
         })
     }
@@ -134,13 +117,18 @@ impl Trainer {
         if state.dataset != found {
             return Err(TrainingError::DatasetMismatch { wanted: state.dataset, found });
         }
+        // an adapter says which base it was trained on; older ones did not
+        if stored.adapter.base_fingerprint().is_some_and(|wanted| wanted != model.fingerprint()) {
+            let reason = format!("its fingerprint begins with {}", model.fingerprint());
+            return Err(TrainingError::BaseModelMismatch { reason });
+        }
         let probe = probe(&model)?;
         let difference = probe.iter().zip(&state.base_probe).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
         // processors round differently; another model differs by far more
         if probe.len() != state.base_probe.len() || difference.is_nan() || difference > 1e-2 {
-            return Err(TrainingError::BaseModelMismatch { difference });
+            return Err(TrainingError::BaseModelMismatch { reason: format!("logits differ by {difference}") });
         }
-        let mut trainer = Self::with_adapter(state.config, model, dataset, stored.adapter)?;
+        let mut trainer = Self::with_probe(state.config, model, dataset, stored.adapter, probe)?;
         let lengths: Vec<usize> = trainer.optimizer.moments.iter().map(Moments::len).collect();
         if !stored.optimizer.fits(trainer.config.optimizer, &lengths) {
             let reason = "the moments have another form than the adapter asks for".to_owned();
@@ -189,128 +177,10 @@ impl Trainer {
     pub fn limit_memory(&mut self, recompute: RecomputeSetting, memory_limit_mb: Option<u64>) -> Result<()> {
         let config = TrainingConfig { recompute, memory_limit_mb, ..self.config.clone() };
         config.validate(self.model.config())?;
-        self.memory = Memory::predict(&config, self.model.config(), &self.dataset.lengths());
-        self.recompute = self.memory.choose(recompute, config.memory_limit())?;
-        self.config = config;
+        let (memory, limit_opt) = memory_of(&config, &self.model, &self.dataset);
+        self.recompute = memory.choose(recompute, limit_opt)?;
+        (self.memory, self.config) = (memory, config);
         Ok(())
-    }
-
-    /// One optimizer step; see [`Trainer::advance`].
-    pub fn step(&mut self) -> Result<StepReport> {
-        loop {
-            if let Some(report) = self.advance()? {
-                return Ok(report);
-            }
-        }
-    }
-
-    /// One batch, forward and backward; `Some` when it was the last of its optimizer step, which is then made. Between the
-    /// batches of a step the run can be saved too.
-    ///
-    /// On an error the run should end: the adapter keeps its values from before the step, except for
-    /// [`TrainingError::AdapterUnmoved`], which is found after it.
-    pub fn advance(&mut self) -> Result<Option<StepReport>> {
-        if self.is_complete() {
-            return Err(TrainingError::Complete { total: self.total });
-        }
-        let mut underway = match self.underway.take() {
-            Some(underway) => underway,
-            None => self.next_window()?,
-        };
-        let end = (underway.rows_done + self.config.batch_size).min(underway.rows.len());
-        let indices = underway.rows[underway.rows_done..end].concat();
-        let batch = self.dataset.batch(&indices)?;
-        let loss = underway.sums.add(&self.model, &self.adapter, &batch, self.recompute)?;
-        if !loss.is_finite() {
-            let examples = self.dataset.examples(&indices);
-            return Err(TrainingError::NonFiniteLoss { step: self.step + 1, loss, examples });
-        }
-        underway.rows_done = end;
-        if end < underway.rows.len() {
-            self.underway = Some(underway);
-            return Ok(None);
-        }
-        self.update(underway).map(Some)
-    }
-
-    fn next_window(&mut self) -> Result<Underway> {
-        let from = self.sampler.position();
-        let rows = self.sampler.next(self.config.rows_per_step());
-        let num_targets = self.count(&rows, Sequence::num_targets);
-        if num_targets == 0 {
-            let num_tokens = self.count(&rows, |sequence| sequence.ids.len());
-            return Err(TrainingError::AllLabelsMasked { num_examples: rows.concat().len(), num_tokens });
-        }
-        Ok(Underway { from, rows, rows_done: 0, sums: Sums::new(num_targets) })
-    }
-
-    fn count(&self, rows: &[Vec<usize>], of: impl Fn(&Sequence) -> usize) -> usize {
-        rows.iter().flatten().filter_map(|index| self.dataset.sequences().get(*index)).map(of).sum()
-    }
-
-    fn update(&mut self, underway: Underway) -> Result<StepReport> {
-        let Underway { rows, sums, .. } = underway;
-        let (step, loss) = (self.step + 1, sums.loss());
-        let (num_tokens, num_targets) =
-            (self.count(&rows, |sequence| sequence.ids.len()), self.count(&rows, Sequence::num_targets));
-        let indices = rows.concat();
-        if let Some(Risen { to, from }) = self.watch.observe(loss) {
-            let examples = self.dataset.examples(&indices);
-            return Err(TrainingError::Diverged { step, to, from, examples });
-        }
-        let mut gradients = sums.gradients;
-        let regulariser = self.adapter.regularise(&mut gradients)?;
-        let grad_norm = clip::clip(&mut gradients, self.config.clip_norm);
-        if !grad_norm.is_finite() {
-            let examples = self.dataset.examples(&indices);
-            return Err(TrainingError::NonFiniteGradient { step, norm: grad_norm, examples });
-        }
-        if grad_norm == 0.0 {
-            return Err(TrainingError::NoGradient { step });
-        }
-        let learning_rate = self.schedule.learning_rate(self.step);
-        let slow = self.optimizer.begin(&self.config, learning_rate);
-        let fast = self.optimizer.at(&self.config, learning_rate * self.config.loraplus_lr_ratio);
-        let (optimizer, is_fast) = (&mut self.optimizer, &self.fast);
-        let mut outcome = Ok(());
-        self.adapter.update(|index, values| {
-            let gradient = gradients.get(index).map_or(&[][..], Vec::as_slice);
-            if outcome.is_ok() {
-                let update = if is_fast.get(index) == Some(&true) { fast } else { slow };
-                outcome = optimizer.apply(update, index, values, gradient);
-            }
-        })?;
-        outcome?;
-        self.step = step;
-        if learning_rate > 0.0 {
-            self.check_moved(&gradients)?;
-        }
-        if let Some(ranks) = &mut self.ranks {
-            ranks.after_step(step, &mut self.adapter, &gradients)?;
-        }
-        Ok(StepReport {
-            step,
-            total: self.total,
-            epoch: self.sampler.epochs(),
-            loss,
-            regulariser,
-            learning_rate,
-            grad_norm,
-            num_tokens,
-            num_targets,
-            num_sequences: indices.len(),
-        })
-    }
-
-    /// Called right after the update, before anything else changes the adapter.
-    fn check_moved(&mut self, gradients: &[Vec<f32>]) -> Result<()> {
-        let Some(check) = self.moved.as_mut() else { return Ok(()) };
-        if !check.count(&self.adapter, gradients)? {
-            return Ok(());
-        }
-        let names = check.unmoved(&self.adapter);
-        self.moved = None;
-        if names.is_empty() { Ok(()) } else { Err(TrainingError::AdapterUnmoved { step: self.step, names }) }
     }
 
     /// Writes a checkpoint `{folder}/{step}` and returns its path; see [`crate::checkpoint`].
@@ -325,7 +195,7 @@ impl Trainer {
             window: underway.map(|underway| Window { rows_done: underway.rows_done, nll: underway.sums.nll }),
             watch: self.watch,
             dataset: self.dataset.fingerprint(),
-            base_probe: probe(&self.model)?,
+            base_probe: self.base_probe.clone(),
         };
         let gradients = underway.map_or(&[][..], |underway| underway.sums.gradients.as_slice());
         let (adapter, optimizer, ranks) = (&self.adapter, &self.optimizer, self.ranks.as_ref());
@@ -460,6 +330,16 @@ fn check(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<
         }
     }
     Ok(())
+}
+
+/// What the run takes of the card that computes it, else of the machine, and what it may take there, in bytes.
+fn memory_of(config: &TrainingConfig, model: &Decoder, dataset: &Dataset) -> (Memory, Option<u64>) {
+    let lengths = dataset.lengths();
+    match model.smallest_card(&config.adapter.method) {
+        // the rest is for pieces that fit nowhere
+        Some(card) => (Memory::predict_on(card, config, model.config(), &lengths), Some(card.room / 20 * 19)),
+        None => (Memory::predict(config, model.config(), &lengths), config.memory_limit()),
+    }
 }
 
 /// A few logits of the base model, by which another base of the same shape is recognised.

@@ -1,0 +1,48 @@
+//! The machine's NVIDIA cards, for a build that has the GPU's half of the engine (feature `cuda`): the base model is put on each.
+//!
+//! `CUDA_VISIBLE_DEVICES` hides cards, all of them when it is empty. What has no kernel the processor computes, and the log says so.
+
+use tunesmith_contract::settings::TrainingSettings;
+use tunesmith_model::Decoder;
+
+use crate::error::Result;
+
+/// Puts the model on every card that there is.
+///
+/// # Errors
+/// [`tunesmith_model::ModelError::NoGpu`], [`tunesmith_model::ModelError::OldDriver`] and
+/// [`tunesmith_model::ModelError::UnknownArchitecture`] when there is a card, and not the libraries that it needs;
+/// [`tunesmith_model::ModelError::GpuMemory`] when the model does not fit.
+#[cfg(feature = "cuda")]
+pub fn use_all(model: &mut Decoder, settings: &TrainingSettings) -> Result<()> {
+    use tunesmith_contract::settings::Method;
+    use tunesmith_model::{ModelError, cuda::driver};
+
+    let num_cards = driver::num_cards();
+    if num_cards > 0 && !matches!(settings.method, Method::Lora | Method::Rslora) {
+        let method = settings.method;
+        tracing::warn!(num_cards, ?method, "the processor computes: only lora and rslora are computed on a GPU yet");
+        return Ok(());
+    }
+    for ordinal in 0..num_cards {
+        let stored = driver::best_stored(ordinal)?;
+        match model.add_gpu(ordinal, stored) {
+            Ok(()) => {
+                let (card, free, total) = driver::card(ordinal)?;
+                tracing::info!(ordinal, card, free, total, ?stored, "a GPU computes losses and gradients");
+            }
+            Err(error @ ModelError::NotOnGpu { .. }) => {
+                tracing::warn!(ordinal, %error, "this GPU is not used");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// This build has no GPU's half.
+#[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "with feature `cuda` it can fail")]
+pub const fn use_all(_: &mut Decoder, _: &TrainingSettings) -> Result<()> {
+    Ok(())
+}
