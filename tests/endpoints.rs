@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 use tunesmith_contract::{
     ProjectId, RunId, UnixTime, Usd,
     deployment::{LiveRecord, endpoint_name},
-    ledger::{BudgetItem, EndpointMeter, ItemKey, RunRecord, RunStatus},
+    ledger::{BudgetItem, EndpointMeter, ItemKey, Lease, LeaseStatus, RunRecord, RunStatus},
 };
 
 use crate::{
-    BUDGET, QUICK,
+    BUDGET, QUICK, expired_lease,
     support::{Cloud, documents, settings},
 };
 
@@ -16,17 +16,26 @@ use crate::{
 const GONE: &str = "arn:aws:states:us-east-1:123456789012:execution:tunesmith-training-pipeline:gone";
 
 #[test]
-fn a_lease_that_cannot_be_read_keeps_no_endpoint_standing() {
+fn what_cannot_be_read_keeps_no_other_lease_open_and_no_other_endpoint_standing() {
     Cloud::with(async |cloud| {
         let project = cloud.budget_with("left-behind", 0, 0).await;
         let meter = left_behind(&project, &"run-0123456789ab".parse().unwrap());
-        let (key, broken) = (ItemKey::endpoint(&meter.name), ItemKey::lease("broken"));
-        cloud.put_item(&key, &meter).await;
-        cloud.put_item(&broken, &json!({"attempt": 5})).await;
+        let lease = expired_lease("fedcba9876543210fedcba9876543210", &project);
+        let (endpoint_key, lease_key) = (ItemKey::endpoint(&meter.name), ItemKey::lease(&lease.attempt));
+        cloud.put_item(&endpoint_key, &meter).await;
+        cloud.put_item(&lease_key, &lease).await;
+        let unreadable = [ItemKey::endpoint("a-broken-endpoint"), ItemKey::lease("a-broken-lease")];
+        for key in &unreadable {
+            cloud.put_item(key, &json!({"name": 5, "attempt": 5})).await;
+        }
         let told = cloud.answer("sweep-resources", &json!({})).await;
-        cloud.delete_item(&broken).await;
-        assert!(told["errorMessage"].to_string().contains("machines: "), "{told}");
-        assert!(cloud.item::<EndpointMeter>(&key).await.is_none(), "deleted and forgotten");
+        for key in &unreadable {
+            cloud.delete_item(key).await;
+        }
+        let message = told["errorMessage"].to_string();
+        assert!(message.contains("a-broken-endpoint: ") && message.contains("a-broken-lease: "), "{told}");
+        assert!(cloud.item::<EndpointMeter>(&endpoint_key).await.is_none(), "deleted and forgotten");
+        assert_eq!(cloud.item::<Lease>(&lease_key).await.unwrap().status, LeaseStatus::Closed);
     });
 }
 
@@ -158,10 +167,12 @@ async fn the_month_is_used_up(cloud: &Cloud, project: &ProjectId, live: &LiveRec
         ..left_behind(project, &live.run)
     };
     cloud.put_item(&ItemKey::endpoint(&live.endpoint), &meter).await;
-    // Approved was a serverless one: one that stands otherwise is not taken over.
+    // Approved was a serverless one: one that is live otherwise is not taken over, and not waited for.
     let deploy = json!({"action": "deploy", "project": project, "run": live.run, "execution": GONE});
     let refused = cloud.answer("deploy-endpoint", &deploy).await;
-    assert_eq!(refused["errorType"], "EndpointNotReady", "{refused}");
+    assert_eq!(refused["errorType"], "EndpointFailed", "{refused}");
+    let message = refused["errorMessage"].to_string();
+    assert!(message.contains("another kind or price") && message.contains("$5.00 an hour each"), "{refused}");
     let subject = format!("endpoint {} was deleted", live.endpoint);
     let mail = cloud.looked_for(&subject).await;
     assert!(mail.text.contains(project.as_str()), "{}", mail.text);

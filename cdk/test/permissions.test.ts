@@ -129,7 +129,7 @@ const CALLS: Record<string, RegExp> = {
   'dynamodb:DeleteItem': /\btable\.delete_if\(|\bWrite::delete\(/,
   'dynamodb:GetItem': /\btable\.get\(/,
   'dynamodb:PutItem': /\btable\.put(_if)?\(|\bWrite::put\(/,
-  'dynamodb:Query': /\btable\.query(_keyed)?\(/,
+  'dynamodb:Query': /\btable\.query(_each|_keyed)?\(/,
   'dynamodb:UpdateItem': /\btable\.(close_lease|raise|update)\(|\bWrite::update\(/,
   'ec2:CreateTags': /\bec2\.run_instance\(/,
   'ec2:DescribeInstances': /\bec2\.machines_tagged\(/,
@@ -223,6 +223,9 @@ test('the table is opened by partition', () => {
   const keysOf = (name: string) =>
     new Set(of(name).flatMap((p) => list(p.condition['ForAllValues:StringLike']?.['dynamodb:LeadingKeys'])));
   assert.ok(!keysOf('gateway').has('LEASE') && !keysOf('gateway').has('BUDGET#*'));
+  const launching = of('launch-training').filter((p) => p.actions.some((action) => ['dynamodb:PutItem', 'dynamodb:Query'].includes(action)));
+  const launched = launching.flatMap((p) => list(p.condition['ForAllValues:StringLike']?.['dynamodb:LeadingKeys']));
+  assert.deepEqual(launched, ['LEASE'], 'launch-training writes and lists leases, and changes runs');
   for (const name of FUNCTIONS.keys()) if (name !== 'gateway') assert.ok(!keysOf(name).has('KEY#*'), `${name} reads API keys`);
 });
 

@@ -5,7 +5,7 @@
 set -uo pipefail
 
 image='@IMAGE@'
-readonly job_uri='@JOB_URI@' region='@REGION@' attempt='@ATTEMPT@' max_seconds='@MAX_SECONDS@'
+readonly job_uri='@JOB_URI@' gpu='@GPU@' region='@REGION@' attempt='@ATTEMPT@' max_seconds='@MAX_SECONDS@'
 
 say() { echo "tunesmith $(date -u +%FT%TZ) attempt=$attempt $*"; }
 
@@ -30,11 +30,12 @@ retry() { # retry COUNT COMMAND…: with a growing pause
     return 1
 }
 
-# A machine with a GPU takes the image with CUDA's libraries, which lies beside the other one.
+# A machine that was chosen for its GPU takes the image with CUDA's libraries, which lies beside the other one. Without a working
+# GPU the trainer must end there: on the processor it would take a hundred times as long, at the price of the GPU.
 gpus=()
-if nvidia-smi --list-gpus 2>/dev/null; then
+if [[ $gpu == yes ]]; then
     image+=-cuda
-    gpus=(--gpus all)
+    gpus=(--gpus all --env TUNESMITH_GPU=required)
 fi
 
 log_in() {

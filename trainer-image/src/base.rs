@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use tunesmith_contract::{
     BaseModel, DocumentId,
     job::{BaseSource, Location, TrainJob},
@@ -21,6 +20,7 @@ use crate::{
     cards,
     context::Context,
     error::{Result, TrainerError},
+    hub::from_hub,
     machine,
     store::{Entry, Store},
 };
@@ -115,8 +115,8 @@ pub async fn fetch(source: &BaseSource, store: &Store, cache: &Path) -> Result<P
         }
         Some(remote) => fetch_remote(source, remote, store, cache).await,
         None => {
-            let source = source.clone();
-            blocking(move || from_hub(&source)).await
+            let (source, cache) = (source.clone(), cache.to_path_buf());
+            blocking(move || from_hub(&source, &cache)).await
         }
     }
 }
@@ -167,7 +167,7 @@ async fn fetch_remote(source: &BaseSource, remote: &Location, store: &Store, cac
 }
 
 /// What can be known from the names alone.
-fn complete(source: &BaseSource, entries: &[Entry]) -> Result<()> {
+pub(crate) fn complete(source: &BaseSource, entries: &[Entry]) -> Result<()> {
     let has = |name: &str| entries.iter().any(|entry| entry.name == name);
     let missing: Vec<&str> = COMPANIONS[..2].iter().copied().filter(|name| !has(name)).collect();
     if !missing.is_empty() {
@@ -183,41 +183,8 @@ fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
 }
 
-fn unknown(source: &BaseSource, detail: String) -> TrainerError {
+pub(crate) fn unknown(source: &BaseSource, detail: String) -> TrainerError {
     TrainerError::UnknownBaseModel { base: Box::new(source.clone()), detail }
-}
-
-/// Fetches by id, with the hub's own cache (`HF_HOME`) and token (`HF_TOKEN`).
-fn from_hub(source: &BaseSource) -> Result<PathBuf> {
-    let failed = |error: &ApiError| match error {
-        ApiError::RequestError(request) => match request.as_ref() {
-            // the hub answers 401 for ids that do not exist, lest private ones be found by guessing
-            error @ ureq::Error::Status(401 | 403 | 404, _) => unknown(source, format!("the hub says: {error}")),
-            error => TrainerError::Hub { name: source.name.clone(), detail: error.to_string() },
-        },
-        error => TrainerError::Hub { name: source.name.clone(), detail: error.to_string() },
-    };
-    let api = ApiBuilder::from_env().with_progress(false).with_retries(3).build().map_err(|error| failed(&error))?;
-    let repo = api.model(source.name.to_string());
-    let listing = repo.info().map_err(|error| failed(&error))?;
-    let entries: Vec<Entry> =
-        listing.siblings.into_iter().map(|sibling| Entry { name: sibling.rfilename, bytes: 0 }).collect();
-    complete(source, &entries)?;
-    let has = |name: &str| entries.iter().any(|entry| entry.name == name);
-    let get = |repo: &ApiRepo, name: &str| repo.get(name).map_err(|error| failed(&error));
-    for name in COMPANIONS.iter().skip(1).filter(|name| has(name)) {
-        get(&repo, name)?;
-    }
-    if has(SINGLE) {
-        get(&repo, SINGLE)?;
-    } else {
-        get(&repo, INDEX)?;
-        for entry in entries.iter().filter(|entry| is_weights(&entry.name) && entry.name.starts_with("model-")) {
-            get(&repo, &entry.name)?;
-        }
-    }
-    let config = get(&repo, COMPANIONS[0])?;
-    config.parent().map(Path::to_path_buf).ok_or_else(|| unknown(source, "the hub's cache has no folder".into()))
 }
 
 #[cfg(test)]

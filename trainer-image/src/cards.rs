@@ -1,6 +1,7 @@
 //! The machine's NVIDIA cards, for a build that has the GPU's half of the engine (feature `cuda`): the base model is put on each.
 //!
-//! `CUDA_VISIBLE_DEVICES` hides cards, all of them when it is empty. What has no kernel the processor computes, and the log says so.
+//! `CUDA_VISIBLE_DEVICES` hides cards, all of them when it is empty. What has no kernel the processor computes, and the log says so;
+//! where `TUNESMITH_GPU` is `required`, as on a machine that is paid for its GPU, it is refused instead.
 
 use tunesmith_contract::settings::TrainingSettings;
 use tunesmith_model::Decoder;
@@ -18,26 +19,37 @@ pub fn use_all(model: &mut Decoder, settings: &TrainingSettings) -> Result<()> {
     use tunesmith_contract::settings::Method;
     use tunesmith_model::{ModelError, cuda::driver};
 
-    let num_cards = driver::num_cards();
-    if num_cards > 0 && !matches!(settings.method, Method::Lora | Method::Rslora) {
-        let method = settings.method;
-        tracing::warn!(num_cards, ?method, "the processor computes: only lora and rslora are computed on a GPU yet");
-        return Ok(());
+    let or_processor = |reason: String| match std::env::var("TUNESMITH_GPU").as_deref() {
+        Ok("required") => Err(ModelError::NoGpu { reason }.into()),
+        _ => {
+            tracing::warn!(reason, "the processor computes");
+            Ok(())
+        }
+    };
+    let num_cards = driver::num_cards()?;
+    if num_cards == 0 {
+        return or_processor("there is none, or its driver is missing".to_owned());
     }
+    if !matches!(settings.method, Method::Lora | Method::Rslora) {
+        return or_processor(format!("{:?} is not computed there yet, only lora and rslora are", settings.method));
+    }
+    let mut used = 0;
     for ordinal in 0..num_cards {
         let stored = driver::best_stored(ordinal)?;
         match model.add_gpu(ordinal, stored) {
             Ok(()) => {
                 let (card, free, total) = driver::card(ordinal)?;
                 tracing::info!(ordinal, card, free, total, ?stored, "a GPU computes losses and gradients");
+                used += 1;
             }
-            Err(error @ ModelError::NotOnGpu { .. }) => {
-                tracing::warn!(ordinal, %error, "this GPU is not used");
+            Err(error @ ModelError::NotOnGpu { .. }) => tracing::warn!(ordinal, %error, "this GPU is not used"),
+            Err(error) => {
+                tracing::error!(ordinal, num_cards, "this GPU cannot be used; CUDA_VISIBLE_DEVICES can leave it out");
+                return Err(error.into());
             }
-            Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    if used == 0 { or_processor("none computes this base model".to_owned()) } else { Ok(()) }
 }
 
 /// This build has no GPU's half.

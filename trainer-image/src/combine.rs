@@ -10,6 +10,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::ErrorKind,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -264,6 +265,11 @@ fn write_new(to: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         TryLockError::WouldBlock => CombineError::OutputBusy { folder: to.to_path_buf() }.into(),
         TryLockError::Error(error) => TrainerError::io(&part)(error),
     })?;
+    // whoever held it before may have removed the folder, or given it its name
+    let is_held = |of_name: fs::Metadata| held.metadata().is_ok_and(|of_held| of_held.ino() == of_name.ino());
+    if !fs::metadata(&part).is_ok_and(is_held) {
+        return Err(CombineError::OutputBusy { folder: to.to_path_buf() }.into());
+    }
     let done = require_free(to).and_then(|()| clear(&part)).and_then(|()| fill(&part)).and_then(|()| {
         // its entries are on the disk before it has its name
         held.sync_all().map_err(TrainerError::io(&part))?;

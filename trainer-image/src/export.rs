@@ -37,6 +37,7 @@ use crate::{
     fidelity::{self, Exported},
     halt::Halt,
     machine, merge,
+    output::{refuse_foreign, remove_left_over},
     progress::Percent,
     room, splits,
 };
@@ -117,44 +118,6 @@ pub async fn run(job: &ExportJob, on: Compare, context: &Context) -> Result<Repo
         exported_perplexity: fidelity.exported_nll.exp(),
     };
     Ok(Report { export, base_quantization })
-}
-
-/// Whether an export of this form may write a file of this name.
-fn is_part(format: ExportFormat, name: &str) -> bool {
-    match format {
-        ExportFormat::PeftAdapter => {
-            [peft::CONFIG_FILE, peft::WEIGHTS_FILE, peft::QUANTIZATION_FILE, peft::FINGERPRINT_FILE].contains(&name)
-        }
-        ExportFormat::MergedSafetensors => {
-            let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
-            is_shard || [weights::SINGLE, weights::INDEX].contains(&name) || COMPANIONS.contains(&name)
-        }
-        ExportFormat::GgufF16 | ExportFormat::GgufQ8_0 | ExportFormat::GgufQ4K => [GGUF, MODELFILE].contains(&name),
-    }
-}
-
-/// A folder with other files is refused before any work: whoever loads it might take them for part of the export.
-async fn refuse_foreign(job: &ExportJob, context: &Context) -> Result<()> {
-    let there = context.store.list(&job.output).await?;
-    match there.iter().find(|entry| !is_part(job.format, &entry.name)) {
-        Some(entry) => Err(TrainerError::Usage(format!(
-            "the output {} holds {}, which is no part of a {}; name a folder that is empty or holds an earlier export of this form",
-            job.output,
-            entry.name,
-            fidelity::name(job.format)
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Removes what an earlier export of this form left that this one has not written: shards, a `Modelfile`, what is known of the base.
-async fn remove_left_over(written: &Path, job: &ExportJob, context: &Context) -> Result<()> {
-    for entry in context.store.list(&job.output).await? {
-        if is_part(job.format, &entry.name) && !written.join(&entry.name).exists() {
-            context.store.delete(&job.output.join(&entry.name)).await?;
-        }
-    }
-    Ok(())
 }
 
 /// The base as it is in its files; for the forms that are whole models with room for the second one.
@@ -351,39 +314,6 @@ mod tests {
         assert_eq!(num_ctx(131_072, 512), 4096);
         assert_eq!(num_ctx(131_072, 8192), 8192);
         assert_eq!(num_ctx(1024, 512), 1024);
-    }
-
-    #[tokio::test]
-    async fn an_output_with_other_files_is_refused_and_what_an_earlier_export_left_goes() {
-        let folder = tempfile::tempdir().unwrap();
-        let (written, output) = (folder.path().join("written"), folder.path().join("output"));
-        for (place, names) in [
-            (&written, &["adapter_config.json", "adapter_model.safetensors"][..]),
-            (&output, &["adapter_config.json", "base_quantization.json"][..]),
-        ] {
-            std::fs::create_dir(place).unwrap();
-            names.iter().for_each(|name| std::fs::write(place.join(name), name).unwrap());
-        }
-        let job = |format| ExportJob {
-            base: tunesmith_contract::job::BaseSource { name: "tunesmith-mini".parse().unwrap(), folder: None },
-            adapter: Location::Local(folder.path().join("adapter")),
-            format,
-            output: Location::Local(output.clone()),
-            dataset: None,
-            sequence_length: None,
-        };
-        let context = Context::new(crate::stop::Stop::default(), None).unwrap();
-        for format in [ExportFormat::MergedSafetensors, ExportFormat::GgufF16] {
-            let error = refuse_foreign(&job(format), &context).await.unwrap_err().to_string();
-            assert!(error.contains("adapter_config.json") && error.contains("empty"), "{error}");
-        }
-        let job = job(ExportFormat::PeftAdapter);
-        refuse_foreign(&job, &context).await.unwrap();
-        context.store.upload_folder(&written, &job.output).await.unwrap();
-        remove_left_over(&written, &job, &context).await.unwrap();
-        let mut names: Vec<_> = std::fs::read_dir(&output).unwrap().map(|file| file.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors"]);
     }
 
     #[test]

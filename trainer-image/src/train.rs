@@ -78,7 +78,7 @@ async fn inputs(job: &TrainJob, base: &Base, context: &Context) -> Result<Inputs
         Err(error) => return Err(error),
     };
     let mut config = training_config(&job.training, base.model.config().modules(), &train.lengths())?;
-    // no card is to wait for work
+    // cards compute one batch each
     let num_devices = base.model.num_devices(Some(&config.adapter.method));
     config = config.spread(num_devices);
     config.memory_limit_mb =

@@ -52,7 +52,7 @@ export class ObservabilityStack extends Stack {
     const watched: [string, string, number][] = [
       ['ingest-document', 'Uploads are not read.', 1],
       ['watch-costs', 'Costs are not watched: machines still stop at their own caps, but nobody mails or stops the rest.', 2],
-      ['sweep-resources', 'Lost machines are not ended: look for instances tagged tunesmith:attempt in the EC2 console.', 2],
+      ['sweep-resources', 'Some lost machines or endpoints are not ended: the log of the function names them; look for instances tagged tunesmith:attempt in the EC2 console.', 2],
       // A refused budget is an error of this function too, and is mailed by its pipeline; not three times in a row.
       ['guard-budget', 'Money of pipelines that were stopped is not given back, or none can be reserved.', 3],
       ['answer-approval', 'Approvals cannot be answered by the link: start approve-deployment in the Step Functions console.', 1],

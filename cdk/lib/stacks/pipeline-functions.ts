@@ -150,7 +150,8 @@ export function trainingSpecs(r: PipelineResources) {
           write: ['projects/*/runs/*/attempts/*'],
           list: true,
         }),
-        tableAccess(data.table.tableArn, ['LEASE', 'PROJECT#*'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['LEASE'], ['GetItem', 'PutItem', 'Query', 'UpdateItem']),
+        tableAccess(data.table.tableArn, ['PROJECT#*'], ['GetItem', 'UpdateItem']),
         allowWithoutResource('ec2:DescribeSubnets'),
         ...launchMachines(r),
         // Machines of the run's earlier attempts: two at once would spend twice.

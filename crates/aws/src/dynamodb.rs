@@ -43,6 +43,9 @@ pub enum Transacted {
     Conflict,
 }
 
+/// An item with its sort key, or why it cannot be read.
+pub type Item<T> = (String, Result<T, AwsError>);
+
 /// An update or condition expression with its names and values:
 /// `Expression::new("#status = :reserved").name("#status", "status").value(":reserved", &RunStatus::Reserved)`.
 #[derive(Debug, Clone, Default)]
@@ -316,6 +319,12 @@ impl Table {
         pk: &str,
         sk_prefix: &str,
     ) -> Result<Vec<(String, T)>, AwsError> {
+        self.query_each::<T>(pk, sk_prefix).await?.into_iter().map(|(sk, item)| Ok((sk, item?))).collect()
+    }
+
+    /// The same, each item read by itself: for whoever looks after many things, and must not let one that cannot be read keep it
+    /// from the others.
+    pub async fn query_each<T: DeserializeOwned>(&self, pk: &str, sk_prefix: &str) -> Result<Vec<Item<T>>, AwsError> {
         let mut condition = Expression::new("pk = :pk").value(":pk", pk);
         if !sk_prefix.is_empty() {
             condition.text.push_str(" AND begins_with(sk, :sk)");
@@ -335,7 +344,7 @@ impl Table {
         while let Some(page) = pages.next().await {
             for item in page.map_err(aws!("dynamodb", "Query"))?.items.unwrap_or_default() {
                 let sk = item.get("sk").and_then(|sk| sk.as_s().ok()).cloned().unwrap_or_default();
-                found.push((sk, from_item("Query", item)?));
+                found.push((sk, from_item("Query", item)));
             }
         }
         Ok(found)

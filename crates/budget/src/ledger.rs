@@ -176,12 +176,14 @@ pub fn plan_reserve(input: &ReserveInput<'_>) -> Result<ReservePlan, LedgerError
         attempts,
         interruptions: 0,    // counted anew for each execution
         stop_mail_due: None, // it goes on, and its owner is mailed about that
+        stop_mail_claimed_at: None,
     };
     Ok(ReservePlan::Reserve { project, account, record: Box::new(record) })
 }
 
 /// A budget with this limit. A new limit is a new budget: alarms that it has not reached go off again. What is reserved reaches
-/// none: alarms are about what was spent.
+/// none. Here only what is settled does, while `watch-costs` counts the meters of running machines too: an alarm that was reached
+/// with them is forgotten, and mailed again. So too many mails are possible, never too few.
 #[must_use]
 pub fn with_limit(item: BudgetItem, limit: Usd) -> BudgetItem {
     let reached = reached_percents(item.spent, limit);

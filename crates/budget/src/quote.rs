@@ -206,6 +206,7 @@ pub fn quote(input: &QuoteInput<'_>) -> Result<Quoted, QuoteError> {
             market,
             price_per_hour,
             predicted,
+            has_gpu: machine.gpu_memory_gib.is_some(),
         };
         if settings.machines.market == Market::Spot {
             let of_type = input.spot.iter().filter(|offer| offer.instance_type == machine.instance_type);
@@ -355,7 +356,10 @@ mod tests {
 
         let toml = "machines.allowed = [\"g5.xlarge\", \"g6.xlarge\"]\n";
         let machines = quoted(MINI, toml, &[], &[]).unwrap().machines;
-        assert!(machines.len() == 2 && machines.iter().all(|choice| has_gpu(&choice.instance_type)), "{machines:?}");
+        assert!(
+            machines.len() == 2 && machines.iter().all(|choice| choice.has_gpu && has_gpu(&choice.instance_type)),
+            "{machines:?}"
+        );
 
         let error = quoted(MINI, &format!("{toml}training.method = \"dora\""), &[], &[]).unwrap_err();
         let text = error.to_string();

@@ -37,6 +37,8 @@ pub struct Workload {
     pub tokens: u64,
     /// Floating-point operations.
     pub flops: f64,
+    /// The same with a GPU, whose memory asks for recomputed layers sooner.
+    pub flops_with_gpu: f64,
     /// Memory for weights, adapter, optimizer and activations.
     pub memory_gib: f64,
     /// On a machine with a GPU: the memory of the card, and that of the machine beside it; none when the run is not computed there.
@@ -70,7 +72,8 @@ pub fn workload(input: &WorkloadInput<'_>) -> Workload {
     let forward = 2.0 * parameters + attention;
     let scored = (tokens(&input.dataset.test) + tokens(&input.dataset.validation)) as f64;
     let passes = if t.recompute == Recompute::Layers { 3.0 } else { 2.0 };
-    let flops = forward * (passes * trained as f64 + 2.0 * scored);
+    let all = |passes: f64| forward * (passes * trained as f64 + 2.0 * scored);
+    let flops = all(passes);
 
     // activations: about 16 values of hidden width for each token and layer of a batch, or one for each layer and 16 for the one
     // that is computed again; 1 GiB for the rest
@@ -93,6 +96,7 @@ pub fn workload(input: &WorkloadInput<'_>) -> Workload {
         steps: u32::try_from(steps).unwrap_or(u32::MAX),
         tokens: trained,
         flops,
+        flops_with_gpu: all(if t.recompute == Recompute::Nothing { 2.0 } else { 3.0 }),
         memory_gib,
         with_gpu_gib: has_kernels.then_some([card, gib(weights * 1.1) + 1.0]),
         parameters: input.shape.parameters,
@@ -124,7 +128,8 @@ impl Workload {
     /// Predicted time on this machine, from its launch to its end.
     #[must_use]
     pub fn time_on(&self, machine: &Machine) -> Seconds {
-        let work = (self.flops / machine.flops).ceil();
+        let flops = if machine.gpu_memory_gib.is_some() { self.flops_with_gpu } else { self.flops };
+        let work = (flops / machine.flops).ceil();
         Seconds(work as u64).plus(BOOT).plus(FIXED)
     }
 }
@@ -231,8 +236,11 @@ pub(crate) mod tests {
         ] {
             assert!(!fits("g6e.2xlarge", &without));
         }
-        let kept = TrainingSettings { recompute: Recompute::Nothing, batch_size: 64, ..nf4 };
+        let kept = TrainingSettings { recompute: Recompute::Nothing, batch_size: 64, ..nf4.clone() };
         assert!(!fits("g5.xlarge", &kept));
+        // it fits with recomputed layers, and these take time
+        let work = of(SEVEN_B, &nf4, 768_000);
+        assert!((1.3..1.5).contains(&(work.flops_with_gpu / work.flops)));
     }
 
     #[test]

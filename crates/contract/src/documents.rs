@@ -25,7 +25,7 @@ pub enum DocumentKind {
     Pdf,
     /// Office Open XML text document.
     Docx,
-    /// Chat examples, one `{"messages": […]}` a line.
+    /// Chat examples, one [`Conversation`] a line.
     Jsonl,
 }
 
@@ -103,11 +103,25 @@ impl Role {
 
 /// One turn of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// What is said.
+    // the schema is that of uploads, whose reader refuses a turn in which nothing is said
+    #[cfg_attr(test, schemars(extend("pattern" = "\\S")))]
     pub content: String,
+}
+
+/// One line of a `.jsonl` file among the documents, `{"messages": [{"role": …, "content": …}, …]}`: a conversation to learn from.
+/// Further keys (ids, tags) are ignored, since exports carry them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Conversation {
+    /// What is said in turns, first by the user and last by the assistant, who is learnt from. A tool may answer the assistant; one
+    /// system message may stand before all.
+    #[cfg_attr(test, schemars(extend("minItems" = 2)))]
+    pub messages: Vec<Message>,
 }
 
 /// One line of `train|validation|test.jsonl`.

@@ -54,7 +54,7 @@ error_names! {
     QuotaExceeded, false, "A quota of the account is too small.", "Ask for a higher quota in the Service Quotas console; or allow other instances, or lower serving.memory_mb, in project.toml.";
     NoCapacity, true, "AWS has no free machine of the allowed instance types.", "Nothing to do: the pipeline tries again; allow more instance types to be faster.";
     SpotInterrupted, true, "AWS took the spot machine back; training was checkpointed.", "Nothing to do: the pipeline resumes from the last checkpoint.";
-    MachineLost, true, "The training machine stopped reporting.", "Nothing to do: the pipeline resumes from the last checkpoint; see the machine's log if it repeats.";
+    MachineLost, true, "The training machine stopped reporting.", "Nothing to do: the pipeline resumes from the last checkpoint. If it repeats, read the machine's console output; a machine with a GPU pulls the image's tag with -cuda added: push that image, or name machines without a GPU in machines.allowed.";
     CapReached, false, "The run reached the money or time it had reserved and was stopped, checkpointed.", "Raise budget.max_run_usd, or train fewer epochs.";
     TrainingFailed, false, "The trainer stopped with an error.", "Read the cause and the log of the run.";
     TrainingDiverged, false, "The loss became infinite or not a number.", "Lower training.learning_rate, or look at the batch that the cause names.";
@@ -62,7 +62,7 @@ error_names! {
     ApprovalUnknown, false, "There is no approval waiting for this run, it was not approved, or the link is wrong.", "Open the link of the newest e-mail, or look for the waiting execution in the Step Functions console.";
     ApprovalAnswered, false, "The approval was answered before, or has expired.", "Nothing to do; start the pipeline again for a new decision.";
     EndpointNotReady, true, "The endpoint is still being created, or an earlier one of the same run deleted.", "Nothing to do: the pipeline waits.";
-    EndpointFailed, false, "The endpoint could not be created, or was deleted while it was checked; what is live stays.", "Read the failure reason in the mail; then start approve-deployment with the run: it is deployed again without training.";
+    EndpointFailed, false, "The endpoint could not be created, was deleted while it was checked, or is live with another kind or price than was approved; what is live stays.", "Read the failure reason in the mail; then start approve-deployment with the run: it is deployed again without training.";
     VerificationFailed, false, "The endpoint answers differently from what was trained; what is live stays.", "Compare the run's reference-logits.json with the endpoint; check the container image's version.";
     NotFound, false, "Something that an earlier step must have written is missing.", "Start the pipeline again; if it repeats, restore the object from the bucket's versions.";
     AccessDenied, false, "The role may not do this.", "Compare the role with docs/security.md; redeploy if it was changed.";

@@ -1,5 +1,7 @@
-//! Files that are generated from the types: the JSON Schema of `project.toml`, `docs/configuration.md`, `docs/errors.md`.
+//! Files that are generated from the types: the JSON Schemas of what people write, `docs/configuration.md`, `docs/errors.md`.
 //! The tests fail when a committed file is stale; `UPDATE=1 cargo test -p tunesmith-contract generated` rewrites them.
+
+mod schemas;
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
@@ -17,13 +19,9 @@ fn check(path: &str, wanted: &str) {
     assert!(found == wanted, "{} is stale: run UPDATE=1 cargo test -p tunesmith-contract generated", path.display());
 }
 
-fn schema() -> Value {
-    serde_json::to_value(schemars::schema_for!(ProjectSettings)).unwrap()
-}
-
 #[test]
 fn the_json_schema_of_project_toml_is_fresh() {
-    check("docs/schemas/project.schema.json", &(serde_json::to_string_pretty(&schema()).unwrap() + "\n"));
+    schemas::check_schema("project", &schemas::schema::<ProjectSettings>());
 }
 
 fn cell(text: &str) -> String {
@@ -69,7 +67,8 @@ fn rows(out: &mut String, root: &Value, table: &str, properties: &Map<String, Va
 
 #[test]
 fn the_configuration_page_is_fresh() {
-    let (root, defaults) = (schema(), serde_json::to_value(ProjectSettings::default()).unwrap());
+    let root = schemas::schema::<ProjectSettings>();
+    let defaults = serde_json::to_value(ProjectSettings::default()).unwrap();
     let mut out = String::from(
         "# project.toml\n\n\
          Upload it as `<project>/project.toml` beside the documents. Every key has a default except the budget; unknown keys are\n\
@@ -85,6 +84,18 @@ fn the_configuration_page_is_fresh() {
         }
     }
     out.push_str("\nThe smallest useful file:\n\n```toml\n[budget]\nmonthly_limit_usd = 25.0\n```\n");
+    out.push_str(
+        "\n## Other files that people write\n\n\
+         Conversations lie among the documents; jobs are given to `tunesmith-trainer <command> --job <file>`. Jobs refuse keys they do\n\
+         not know, `$schema` too: name the schema in the editor's settings. What a schema cannot say, such as the order of turns in a\n\
+         conversation, the readers check as well.\n\n\
+         | what | schema | example |\n|---|---|---|\n",
+    );
+    for schemas::Written { name, example, schema } in schemas::others() {
+        let description = cell(schema["description"].as_str().unwrap());
+        let schema = format!("schemas/{name}.schema.json");
+        let _ = writeln!(out, "| {description} | [`{schema}`]({schema}) | [`{example}`](../{example}) |");
+    }
     check("docs/configuration.md", &out);
 }
 

@@ -18,10 +18,12 @@ pub struct IdError {
 }
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {
+    // `$schema`: the same rule for JSON Schema; a test in `generated` compares the two
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr, [$($schema:tt)*]) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
+        #[cfg_attr(test, derive(schemars::JsonSchema), schemars(extend($($schema)*)))]
         pub struct $name(String);
 
         impl $name {
@@ -95,27 +97,29 @@ id!(
     ProjectId,
     "project",
     "1 to 40 lower-case letters, digits and single hyphens, beginning with a letter",
-    is_slug
+    is_slug,
+    ["pattern" = "^[a-z][a-z0-9]*(-[a-z0-9]+)*$", "maxLength" = 40]
 );
 id!(
     /// A document: the SHA-256 of its bytes.
-    DocumentId, "document", "64 hexadecimal digits", |v| is_hex(v, "", 64)
+    DocumentId, "document", "64 hexadecimal digits", |v| is_hex(v, "", 64), ["pattern" = "^[0-9a-f]{64}$"]
 );
 id!(
     /// A dataset: the hash of its content.
-    DatasetId, "dataset", "ds- and 16 hexadecimal digits", |v| is_hex(v, "ds-", 16)
+    DatasetId, "dataset", "ds- and 16 hexadecimal digits", |v| is_hex(v, "ds-", 16), ["pattern" = "^ds-[0-9a-f]{16}$"]
 );
 id!(
     /// A retrieval index: the hash of its chunks and its embedder.
-    IndexId, "index", "ix- and 16 hexadecimal digits", |v| is_hex(v, "ix-", 16)
+    IndexId, "index", "ix- and 16 hexadecimal digits", |v| is_hex(v, "ix-", 16), ["pattern" = "^ix-[0-9a-f]{16}$"]
 );
 id!(
     /// A run: the hash of everything that decides its result, so it is the same over retries and duplicate pipelines.
-    RunId, "run", "run- and 12 hexadecimal digits", |v| is_hex(v, "run-", 12)
+    RunId, "run", "run- and 12 hexadecimal digits", |v| is_hex(v, "run-", 12), ["pattern" = "^run-[0-9a-f]{12}$"]
 );
 id!(
     /// A base model: a folder name under `models/` of the workspace bucket, or a Hugging Face id `owner/name`.
-    BaseModel, "base model", "a folder name under models/, or a Hugging Face id owner/name", is_model_name
+    BaseModel, "base model", "a folder name under models/, or a Hugging Face id owner/name", is_model_name,
+    ["pattern" = "^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$"]
 );
 
 /// SHA-256 over length-prefixed parts, so that `["ab","c"]` and `["a","bc"]` differ.

@@ -15,6 +15,7 @@ use crate::{
 /// A file or folder: local, or in S3. On the wire: a path, or `s3://bucket/key`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Location {
     /// On this machine.
     Local(PathBuf),
@@ -56,10 +57,12 @@ impl fmt::Display for Location {
 
 /// Where a base model is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct BaseSource {
     /// Its name.
     pub name: BaseModel,
-    /// Folder in Hugging Face layout; `None` means: download by its Hugging Face id.
+    /// Folder in Hugging Face layout; without it, the model is downloaded by its Hugging Face id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<Location>,
 }
@@ -67,6 +70,7 @@ pub struct BaseSource {
 /// `train` and `evaluate`: one job file serves both, since the machine does one after the other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TrainJob {
     /// The run.
     pub run: RunId,
@@ -93,6 +97,7 @@ pub struct TrainJob {
 /// How a machine that is paid for is kept under control.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Control {
     /// Which attempt this is: also the key of the lease.
     pub attempt: String,
@@ -115,6 +120,7 @@ pub struct Control {
 /// `serve`: what an endpoint runs. `runs/{run}/serve.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServeJob {
     /// The run.
     pub run: RunId,
@@ -129,6 +135,7 @@ pub struct ServeJob {
 /// `export`: another form of a trained model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExportJob {
     /// The base model.
     pub base: BaseSource,
@@ -149,6 +156,7 @@ pub struct ExportJob {
 /// Forms a trained model can be exported in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ExportFormat {
     /// An adapter that Python `peft` loads.
     PeftAdapter,

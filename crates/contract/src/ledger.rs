@@ -182,10 +182,13 @@ pub struct RunRecord {
     pub attempts: u32,
     /// How many attempts of the execution that owns the run ended in a spot interruption or were lost.
     pub interruptions: u32,
-    /// Its pipeline was gone and `guard-budget` settled it: where it stood then, until its owner was mailed. Who is about to mail
-    /// writes `stop_mail_claimed_at` beside it, which nobody reads.
+    /// Its pipeline was gone and `guard-budget` settled it: where it stood then, until its owner was mailed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_mail_due: Option<RunStatus>,
+    /// When a look of `guard-budget` began to send that mail; nobody else does while it may still be at it. Here so that whoever
+    /// writes the whole record keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_mail_claimed_at: Option<UnixTime>,
 }
 
 /// Whether a lease still allows its machine to run.
@@ -303,9 +306,10 @@ pub struct EndpointMeter {
     /// `watch-costs` has ended it and owes the mail about it: when the next look may send it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_mail_due: Option<UnixTime>,
-    /// Price of one instance; zero for a serverless endpoint.
+    /// Price of an hour of one instance. Without instances: that of an hour of answering, which no meter counts, or zero when the
+    /// meter was written before serverless endpoints had a price.
     pub price_per_hour: Usd,
-    /// Number of instances.
+    /// Number of instances; zero for a serverless endpoint.
     pub instances: u32,
     /// The project's monthly limit when it was deployed: the limit of a month in which no run has been reserved yet.
     pub monthly_limit: Usd,
@@ -403,6 +407,30 @@ mod tests {
     fn a_lease_that_never_got_a_machine_costs_nothing() {
         let lease = Lease { instance_id: None, ..lease() };
         assert_eq!(lease.closed_at(UnixTime(5000)).metered, Usd::ZERO);
+    }
+
+    #[test]
+    fn a_serverless_endpoint_has_a_price_and_is_charged_nothing() {
+        let serverless = EndpointMeter {
+            name: "tunesmith-handbook-0123456789ab".into(),
+            project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
+            deployed_at: UnixTime(1000),
+            published_at: None,
+            ended_at: None,
+            stop_mail_due: None,
+            price_per_hour: Usd::from_micros(216_000),
+            instances: 0,
+            monthly_limit: Usd::ZERO,
+            metered_until: UnixTime(1000),
+        };
+        assert_eq!(serverless.cost_until(UnixTime(9999)), Usd::ZERO);
+        assert!(!serverless.is_billed_by_the_hour());
+        assert!(
+            EndpointMeter { ended_at: Some(UnixTime(2000)), ..serverless }.is_settled(),
+            "nothing is left to charge"
+        );
     }
 
     #[test]

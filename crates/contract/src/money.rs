@@ -9,6 +9,7 @@ use crate::time::Seconds;
 /// An amount of US dollars in whole micro-dollars. On the wire: an integer, 1 USD = 1,000,000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Usd(i64);
 
 impl Usd {

@@ -23,6 +23,9 @@ pub struct MachineChoice {
     pub price_per_hour: Usd,
     /// Predicted time of the whole run on it, start of the machine included.
     pub predicted: Seconds,
+    /// Whether its GPU computes: then the trainer's image with CUDA's libraries is started there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_gpu: bool,
 }
 
 /// What a run will cost.

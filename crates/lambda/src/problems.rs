@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use tunesmith_contract::error_name::Failure;
 
-/// Failures of a look's parts: each is logged when it happens, all of them fail the look when everything else is done.
+/// Failures of a look's parts: each is logged when it happens, all of them fail the look when everything is done that does not
+/// wait for them.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<(String, Failure)>);
 
@@ -28,7 +29,8 @@ impl Problems {
         Err(Failure::new(
             first.name,
             format!(
-                "{} part(s) of this look failed, everything else was done, and the next look does them again: {}",
+                "{} part(s) of this look failed, everything that does not wait for them was done, and later looks do what is \
+                 left: {}",
                 words.len(),
                 words.join("; ")
             ),
@@ -51,7 +53,8 @@ mod tests {
         assert_eq!(problems.keep("b", Ok(2)), Some(2));
         let failure = problems.none().unwrap_err();
         assert_eq!(failure.name, ErrorName::ServiceUnavailable);
-        for part in ["2 part(s)", "i-1: SNS is away", "handbook: no"] {
+        for part in ["2 part(s)", "everything that does not wait for them was done", "i-1: SNS is away", "handbook: no"]
+        {
             assert!(failure.message.contains(part), "{}", failure.message);
         }
         assert_eq!(Problems::default().none(), Ok(()));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// SHA-256 over name and first row of each projection of the layers, of embedding and head, and the last norm, as f32 before anything
-/// is quantised: the same for every form of storage, and another one for weights that were trained further in any of these. Hexadecimal
+/// is quantised: the same for every form of storage, and another one for weights of which any of these rows was trained further. Hexadecimal
 /// in files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -30,7 +30,7 @@ pub use batch::Batch;
 pub use chat::{GenerationPrompt, Message, Role, encode_conversation, encode_prompt};
 pub use config::ModelConfig;
 pub use decode::KvCache;
-pub use decoder::{Card, Decoder, LossGradients, Recompute};
+pub use decoder::{Card, Decoder, LossGradients, Recompute, parts_at_once};
 pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig, PairBatch};
 pub use error::ModelError;
 pub use fingerprint::Fingerprint;

@@ -153,13 +153,15 @@ impl TrainingConfig {
         self.memory_limit_mb.map(|mb| mb.saturating_mul(1 << 20))
     }
 
-    /// The same steps, each in at least as many batches as there are devices where its rows can be divided so, because no device
-    /// computes a part of a batch.
+    /// The same steps, divided into batches so that devices that compute one each have the fewest rows one after the other.
     #[must_use]
     pub fn spread(self, num_devices: usize) -> Self {
-        let wanted = num_devices.div_ceil(self.accumulation.max(1));
-        let parts = (1..=wanted).rev().find(|parts| self.batch_size.is_multiple_of(*parts)).unwrap_or(1);
-        Self { batch_size: self.batch_size / parts, accumulation: self.accumulation * parts, ..self }
+        let rows_in_turn =
+            |batch_size: usize| (self.rows_per_step() / batch_size).div_ceil(num_devices.max(1)) * batch_size;
+        let divisors = (1..=self.batch_size).rev().filter(|size| self.batch_size.is_multiple_of(*size));
+        // of equals the largest batch, which comes first
+        let batch_size = divisors.min_by_key(|size| rows_in_turn(*size)).unwrap_or(self.batch_size);
+        Self { batch_size, accumulation: self.rows_per_step() / batch_size.max(1), ..self }
     }
 
     /// Rows of one optimizer step.
@@ -230,8 +232,8 @@ mod tests {
             [spread(8, 1, 1), spread(8, 1, 4), spread(8, 2, 4), spread(8, 4, 4)],
             [(8, 1), (2, 4), (4, 4), (8, 4)]
         );
-        // 6 rows on 4 cards: three batches of two, a card waits
-        assert_eq!([spread(6, 1, 4), spread(7, 1, 4), spread(1, 1, 8)], [(2, 3), (7, 1), (1, 1)]);
+        // 6 rows on 4 cards: three batches of two, a card waits; 7 are two rounds of one
+        assert_eq!([spread(6, 1, 4), spread(7, 1, 4), spread(1, 1, 8)], [(2, 3), (1, 7), (1, 1)]);
     }
 
     #[test]

@@ -170,8 +170,8 @@ pub enum TrainingError {
     /// The run would not fit into memory: known before its first step.
     #[error(
         "the run needs {needed_mb} MB ({weights_mb} MB weights, {adapter_mb} MB adapter and optimizer, {activations_mb} MB \
-         activations of {num_tokens} tokens), the limit is {limit_mb} MB; {remedy}, choose a smaller quantization, or raise \
-         memory_limit_mb on a machine that has it"
+         activations of {num_tokens} tokens), the limit is {limit_mb} MB on {place}; {remedy}, choose a smaller quantization, or \
+         {else_remedy}"
     )]
     OutOfMemory {
         /// Predicted for the whole run.
@@ -186,8 +186,12 @@ pub enum TrainingError {
         activations_mb: u64,
         /// Tokens of the largest batch.
         num_tokens: usize,
+        /// Whose memory.
+        place: &'static str,
         /// The first thing to change.
         remedy: &'static str,
+        /// The last.
+        else_remedy: &'static str,
     },
     /// The base model alone would not fit into memory: known before it is loaded.
     #[error(

@@ -12,7 +12,7 @@
 //! machine.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_model::{Card, ModelConfig, Quantization, Recompute};
+use tunesmith_model::{Card, ModelConfig, Quantization, Recompute, parts_at_once};
 
 use crate::adamw::Optimizer;
 use crate::config::TrainingConfig;
@@ -32,9 +32,20 @@ pub enum RecomputeSetting {
     Nothing,
 }
 
+/// Whose memory it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The machine's.
+    Machine,
+    /// That of its smallest GPU.
+    Card,
+}
+
 /// Bytes that a run will take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
+    /// Of what.
+    pub place: Place,
     /// The base model.
     pub weights: u64,
     /// Adapter, its gradients and the optimizer.
@@ -54,13 +65,23 @@ impl Memory {
     #[must_use]
     pub fn predict(config: &TrainingConfig, model: &ModelConfig, lengths: &[usize]) -> Self {
         let num_tokens = largest_batch(config, lengths);
-        let step = |recompute| model.activation_bytes(&config.adapter, num_tokens, recompute);
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let (parts, tokens) = parts_at_once(num_tokens, longest);
+        // each part has logits of its own, and gradients until they are added up
+        let of_part = 4 * config.adapter.num_parameters(model) as u64
+            + model.activation_bytes(&config.adapter, 0, Recompute::Nothing);
+        let step =
+            |recompute| model.activation_bytes(&config.adapter, tokens, recompute) + (parts as u64 - 1) * of_part;
         Self {
+            place: Place::Machine,
             weights: model.weight_bytes(config.quantization),
             adapter: adapter(config, model),
             nothing: step(Recompute::Nothing),
             layers: step(Recompute::Layers),
-            evaluation: model.forward_bytes(&config.adapter, TOKENS_PER_BATCH.max(config.sequence_length)),
+            evaluation: {
+                let (_, tokens) = parts_at_once(evaluated_together(config), config.sequence_length);
+                model.forward_bytes(&config.adapter, tokens)
+            },
             num_tokens,
         }
     }
@@ -68,15 +89,33 @@ impl Memory {
     /// What the same run takes of a card, where the base model lies in the card's values, and the adapter with its gradients beside it.
     #[must_use]
     pub fn predict_on(card: Card, config: &TrainingConfig, model: &ModelConfig, lengths: &[usize]) -> Self {
-        let host = Self::predict(config, model, lengths);
-        let activations = |bytes: u64| bytes / 4 * card.value_bytes + card.logit_bytes;
+        let num_tokens = largest_batch(config, lengths);
+        let on_card = |bytes: u64| bytes / 4 * card.value_bytes + card.logit_bytes;
+        let step = |recompute| on_card(model.activation_bytes(&config.adapter, num_tokens, recompute));
         Self {
+            place: Place::Card,
             weights: model.weight_bytes_on(config.quantization, card),
             adapter: config.adapter.num_parameters(model) as u64 * (card.value_bytes + 4),
-            nothing: activations(host.nothing),
-            layers: activations(host.layers),
-            evaluation: activations(host.evaluation),
-            num_tokens: host.num_tokens,
+            nothing: step(Recompute::Nothing),
+            layers: step(Recompute::Layers),
+            evaluation: on_card(model.forward_bytes(&config.adapter, evaluated_together(config))),
+            num_tokens,
+        }
+    }
+
+    /// What the same run takes of the machine beside its cards: the base, the adapter with its optimizer, and the gradients that each
+    /// further card hands over.
+    #[must_use]
+    pub fn predict_beside(num_cards: usize, config: &TrainingConfig, model: &ModelConfig) -> Self {
+        let further = (num_cards.saturating_sub(1) * 4 * config.adapter.num_parameters(model)) as u64;
+        Self {
+            place: Place::Machine,
+            weights: model.weight_bytes(config.quantization),
+            adapter: adapter(config, model) + further,
+            nothing: 0,
+            layers: 0,
+            evaluation: 0,
+            num_tokens: 0,
         }
     }
 
@@ -106,7 +145,16 @@ impl Memory {
                 adapter_mb: mb(self.adapter),
                 activations_mb: mb(self.activations(chosen).max(self.evaluation)),
                 num_tokens: self.num_tokens,
+                place: match self.place {
+                    Place::Machine => "the machine",
+                    Place::Card => "the GPU",
+                },
+                else_remedy: match self.place {
+                    Place::Machine => "raise memory_limit_mb on a machine that has it",
+                    Place::Card => "choose a machine with a larger GPU",
+                },
                 remedy: match chosen {
+                    _ if self.total(chosen) == self.weights + self.adapter => "lower the rank",
                     _ if self.evaluation >= self.activations(chosen) => {
                         "choose a smaller base model (evaluation needs most)"
                     }
@@ -169,6 +217,11 @@ fn adapter(config: &TrainingConfig, model: &ModelConfig) -> u64 {
     (config.adapter.num_parameters(model) as f64 * (6.0 * 4.0 + moments + importance)) as u64
 }
 
+/// Tokens that are evaluated together, at the most.
+fn evaluated_together(config: &TrainingConfig) -> usize {
+    TOKENS_PER_BATCH.max(config.sequence_length)
+}
+
 /// Tokens that go through the model together, at the most.
 fn largest_batch(config: &TrainingConfig, lengths: &[usize]) -> usize {
     let mut lengths = lengths.to_vec();
@@ -188,6 +241,7 @@ mod tests {
 
     fn memory() -> Memory {
         Memory {
+            place: Place::Machine,
             weights: 100 * MB,
             adapter: 10 * MB,
             nothing: 80 * MB,
@@ -225,6 +279,13 @@ mod tests {
             assert!(text(RecomputeSetting::Auto).contains(part), "{part}: {}", text(RecomputeSetting::Auto));
         }
         assert!(text(RecomputeSetting::Nothing).contains("recompute = \"auto\""));
+        assert!(text(RecomputeSetting::Nothing).contains("on the machine"));
+        let card = Memory { place: Place::Card, ..memory() };
+        let text_of = |memory: Memory| memory.choose(RecomputeSetting::Auto, Some(109 * MB)).unwrap_err().to_string();
+        let text = text_of(card);
+        assert!(text.contains("on the GPU") && !text.contains("memory_limit_mb"), "{text}");
+        let beside = Memory { nothing: 0, layers: 0, evaluation: 0, ..memory() };
+        assert!(text_of(beside).contains("lower the rank"));
         let huge = Memory { evaluation: 500 * MB, ..memory() };
         let text = huge.choose(RecomputeSetting::Auto, Some(200 * MB)).unwrap_err().to_string();
         assert!(text.contains("evaluation needs most"), "{text}");
@@ -238,8 +299,11 @@ mod tests {
         let on = |value_bytes| Memory::predict_on(card(value_bytes), &config, &model, &[60; 20]);
         let host = Memory::predict(&config, &model, &[60; 20]);
         assert_eq!(on(4).weights, host.weights);
-        assert_eq!((on(4).nothing, on(4).layers), (host.nothing + 1000, host.layers + 1000));
-        assert_eq!((on(2).weights, on(2).nothing), (host.weights / 2, host.nothing / 2 + 1000));
+        assert_eq!(on(2).weights, host.weights / 2);
+        assert_eq!(
+            (on(4).nothing - 1000, on(4).layers - 1000),
+            (2 * (on(2).nothing - 1000), 2 * (on(2).layers - 1000))
+        );
         assert_eq!(on(2).adapter, config.adapter.num_parameters(&model) as u64 * 6);
     }
 

@@ -47,14 +47,15 @@ impl Sums {
         batches: &[Batch],
         recompute: Recompute,
     ) -> Result<Vec<f64>> {
-        let counting: Vec<&Batch> = batches.iter().filter(|batch| batch.num_targets() > 0).collect();
+        let (indices, counting): (Vec<usize>, Vec<&Batch>) =
+            batches.iter().enumerate().filter(|(_, batch)| batch.num_targets() > 0).unzip();
         let results = model.losses_and_gradients(&counting, adapter, 1.0 / self.num_targets as f32, recompute)?;
-        let mut results = results.into_iter();
-        let add = |batch: &Batch| match batch.num_targets() {
-            0 => Ok(0.0),
-            _ => results.next().map_or(Ok(0.0), |result| self.add_one(&result)),
-        };
-        batches.iter().map(add).collect()
+        debug_assert_eq!(results.len(), counting.len(), "a result for each batch");
+        let mut nlls = vec![0.0; batches.len()];
+        for (index, result) in indices.into_iter().zip(&results) {
+            nlls[index] = self.add_one(result)?;
+        }
+        Ok(nlls)
     }
 
     fn add_one(&mut self, result: &LossGradients) -> Result<f64> {

@@ -6,9 +6,9 @@
 mod common;
 
 use common::{config, dataset, in_pool, model, run};
-use tunesmith_model::AdapterConfig;
+use tunesmith_model::{AdapterConfig, Batch, IGNORE, Recompute};
 use tunesmith_training::sampler::{Layout, Sampler};
-use tunesmith_training::step::accumulate;
+use tunesmith_training::step::{Sums, accumulate};
 use tunesmith_training::{Optimizer, StepReport, Trainer, TrainingConfig, TrainingError};
 
 fn packed() -> TrainingConfig {
@@ -40,6 +40,22 @@ fn packed_gradients_equal_those_of_the_sequences_alone() {
     }
     println!("largest relative difference of a gradient: {worst:e}");
     assert!(worst < 1e-5, "{worst}");
+}
+
+#[test]
+fn a_batch_without_targets_amid_a_step_changes_nothing() {
+    let (model, data) = (model(), dataset(1));
+    let mut trainer = Trainer::new(config(), model.clone(), data.clone()).unwrap();
+    run(&mut trainer, 2);
+    let [first, last] = [0, 1].map(|index| data.batch(&[index]).unwrap());
+    let none = Batch::new(first.ids().to_vec(), vec![IGNORE; first.ids().len()], first.lengths().to_vec()).unwrap();
+    let batches = [first, none, last];
+    let mut sums = Sums::new(batches.iter().map(Batch::num_targets).sum());
+    let nlls = sums.add(&model, trainer.adapter(), &batches, Recompute::Nothing).unwrap();
+    assert!(nlls[0] > 0.0 && nlls[1] == 0.0 && nlls[2] > 0.0, "{nlls:?}");
+    let [first, _, last] = batches;
+    let wanted = accumulate(&model, trainer.adapter(), &[first, last]).unwrap();
+    assert_eq!((sums.loss(), &sums.gradients), (wanted.loss, &wanted.gradients));
 }
 
 #[test]

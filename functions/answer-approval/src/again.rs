@@ -108,6 +108,7 @@ mod tests {
             attempts: 1,
             interruptions: 0,
             stop_mail_due: None,
+            stop_mail_claimed_at: None,
         }
     }
 

@@ -9,7 +9,7 @@ use tunesmith_aws::{
 use tunesmith_budget::{EndpointPrice, PriceTable};
 use tunesmith_contract::{
     ErrorName, S3Uri, UnixTime, Usd,
-    deployment::{Deployment, endpoint_name},
+    deployment::{Deployment, LiveRecord, endpoint_name},
     error_name::Failure,
     job::{BaseSource, Location, ServeJob},
     keys::workspace,
@@ -98,8 +98,10 @@ async fn take(meter: &EndpointMeter, is_there: bool, clients: &Clients) -> Resul
     let owner = "SET #execution = :execution, deployed_at = :now";
     let standing = "attribute_exists(pk) AND attribute_not_exists(ended_at)";
     let (update, condition) = if is_there {
-        let same = format!("{standing} AND price_per_hour = :price AND instances = :instances");
-        (Expression::new(owner), Expression::new(same))
+        // as `is_as_approved`
+        let same =
+            format!("{standing} AND instances = :instances AND (price_per_hour = :price OR price_per_hour = :unknown)");
+        (Expression::new(owner), Expression::new(same).value(":unknown", Usd::ZERO))
     } else {
         let anew = format!(
             "{owner}, metered_until = :now, price_per_hour = :price, instances = :instances, monthly_limit = :limit"
@@ -114,18 +116,59 @@ async fn take(meter: &EndpointMeter, is_there: bool, clients: &Clients) -> Resul
         .value(":instances", meter.instances);
     match clients.table.update::<EndpointMeter>(&key, update, Some(condition)).await? {
         Conditional::Done(_) => Ok(()),
-        Conditional::ConditionFailed if is_there => Err(not_as_approved(&meter.name)),
+        Conditional::ConditionFailed if is_there => Err(not_taken(meter, clients).await?),
         Conditional::ConditionFailed => Err(being_deleted(&meter.name)),
     }
 }
 
-/// Whoever made it was approved otherwise, and is done: `sweep-resources` deletes it, at the latest after its last answers.
-fn not_as_approved(name: &str) -> Failure {
-    let message = format!(
-        "endpoint {name} is being deleted, or has another kind or price than was approved: it is created as approved when \
-         that one is gone, within a quarter of an hour"
-    );
-    Failure::new(ErrorName::EndpointNotReady, message)
+/// Why an endpoint that stands is not taken over.
+async fn not_taken(approved: &EndpointMeter, clients: &Clients) -> Result<Failure, Failure> {
+    // in this order: whoever ends a live endpoint takes `LIVE` away and sets `ended_at` in one transaction
+    let live: Option<LiveRecord> = clients.table.get(&ItemKey::live(&approved.project)).await?;
+    let standing: Option<EndpointMeter> = clients.table.get(&ItemKey::endpoint(&approved.name)).await?;
+    Ok(refusal(approved, standing.as_ref(), live.as_ref().map(|live| live.endpoint.as_str())))
+}
+
+/// What is live otherwise than it was approved stays so: waiting does not help. Otherwise whoever made it was approved otherwise,
+/// and is done: `sweep-resources` deletes it, at the latest after its last answers.
+fn refusal(approved: &EndpointMeter, standing: Option<&EndpointMeter>, live: Option<&str>) -> Failure {
+    let (name, run) = (&approved.name, &approved.run);
+    match standing {
+        Some(standing)
+            if live == Some(name.as_str()) && standing.ended_at.is_none() && !is_as_approved(standing, approved) =>
+        {
+            let message = format!(
+                "endpoint {name} is live with another kind or price than was approved: it is {}, what was approved is {}. What is \
+                 live is never changed: leave it so, or start approve-deployment with another approved run, and when that one is \
+                 live with {run} again; its endpoint is then deleted, after ten minutes, and created as approved",
+                price(standing),
+                price(approved)
+            );
+            Failure::new(ErrorName::EndpointFailed, message)
+        }
+        _ => {
+            let message = format!(
+                "endpoint {name} is being deleted, or has another kind or price than was approved: it is created as approved \
+                 when that one is gone, within half an hour"
+            );
+            Failure::new(ErrorName::EndpointNotReady, message)
+        }
+    }
+}
+
+/// Whether an endpoint has the kind and the price that were approved. Of serverless ones that were made before their meters had a
+/// price nothing is known but that; they are taken for right.
+fn is_as_approved(standing: &EndpointMeter, approved: &EndpointMeter) -> bool {
+    standing.instances == approved.instances
+        && (standing.price_per_hour == approved.price_per_hour || standing.price_per_hour == Usd::ZERO)
+}
+
+fn price(meter: &EndpointMeter) -> String {
+    let price = meter.price_per_hour;
+    match meter.instances {
+        0 => format!("serverless at {price} an hour of answering"),
+        instances => format!("{instances} instance(s) at {price} an hour each"),
+    }
 }
 
 fn being_deleted(name: &str) -> Failure {
@@ -162,7 +205,7 @@ pub(crate) fn hosting(serving: &ServingSettings) -> Hosting {
 pub(crate) fn meter(plan: &Plan, execution: &str, now: UnixTime) -> Result<EndpointMeter, Failure> {
     let table = PriceTable::embedded().map_err(|error| Failure::new(ErrorName::Internal, error.to_string()))?;
     let (price_per_hour, instances) = match EndpointPrice::of(&plan.settings.serving, &table)? {
-        EndpointPrice::Serverless { .. } => (Usd::ZERO, 0),
+        EndpointPrice::Serverless { answering_hour } => (answering_hour, 0),
         EndpointPrice::Instances { count, hour, .. } => (hour, count),
     };
     Ok(EndpointMeter {
@@ -179,4 +222,57 @@ pub(crate) fn meter(plan: &Plan, execution: &str, now: UnixTime) -> Result<Endpo
         monthly_limit: plan.settings.monthly_limit().unwrap_or(Usd::ZERO),
         metered_until: now,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(instances: u32, micros: i64) -> EndpointMeter {
+        EndpointMeter {
+            name: "tunesmith-handbook-0123456789ab".into(),
+            project: "handbook".parse().unwrap(),
+            run: "run-0123456789ab".parse().unwrap(),
+            execution: "arn:e1".into(),
+            deployed_at: UnixTime(1_000),
+            published_at: None,
+            ended_at: None,
+            stop_mail_due: None,
+            price_per_hour: Usd::from_micros(micros),
+            instances,
+            monthly_limit: Usd::ZERO,
+            metered_until: UnixTime(1_000),
+        }
+    }
+
+    #[test]
+    fn a_live_endpoint_with_another_price_is_no_reason_to_wait() {
+        let (approved, standing) = (meter(1, 1_500_000), meter(1, 1_000_000));
+        let live = refusal(&approved, Some(&standing), Some(standing.name.as_str()));
+        assert_eq!(live.name, ErrorName::EndpointFailed);
+        for part in
+            ["another kind or price", "$1.00 an hour", "$1.50 an hour", "approve-deployment", "run-0123456789ab"]
+        {
+            assert!(live.message.contains(part), "{part}: {}", live.message);
+        }
+        let ended = EndpointMeter { ended_at: Some(UnixTime(2_000)), ..standing.clone() };
+        for (standing, live) in [
+            (Some(&standing), None),
+            (Some(&standing), Some("tunesmith-handbook-ba9876543210")),
+            (Some(&ended), Some(standing.name.as_str())),
+            (None, Some(standing.name.as_str())),
+        ] {
+            let failure = refusal(&approved, standing, live);
+            assert_eq!(failure.name, ErrorName::EndpointNotReady, "{standing:?} {live:?}");
+            assert!(failure.message.contains("half an hour"), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn a_serverless_endpoint_of_before_its_meter_had_a_price_is_not_refused_for_ever() {
+        let approved = meter(0, 216_000);
+        assert!(is_as_approved(&meter(0, 0), &approved) && is_as_approved(&approved, &approved));
+        assert!(!is_as_approved(&meter(0, 144_000), &approved), "another memory size");
+        assert!(!is_as_approved(&meter(1, 216_000), &approved), "another kind");
+    }
 }

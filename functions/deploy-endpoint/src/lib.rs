@@ -58,7 +58,8 @@ pub enum Answer {
 ///
 /// # Errors
 /// [`ErrorName::EndpointNotReady`] (one of this name is being deleted, or is not as approved: try again), [`ErrorName::ApprovalUnknown`] (no
-/// person approved the run), [`ErrorName::EndpointFailed`] (it was deleted, or taken over, before it could be published),
+/// person approved the run), [`ErrorName::EndpointFailed`] (it is live otherwise than approved; or was deleted, or taken over, before it
+/// could be published),
 /// [`ErrorName::SettingsInvalid`] (no known price), [`ErrorName::NotFound`], AWS errors.
 pub async fn handle(
     input: DeployEndpointInput,
@@ -163,6 +164,12 @@ mod tests {
             let is_charged = create::meter(&plan, "arn:e1", UnixTime(0)).unwrap().is_billed_by_the_hour();
             (create::hosting(&plan.settings.serving), is_charged)
         };
+        let hour = |memory_mb| {
+            let serving = ServingSettings { memory_mb, ..ServingSettings::default() };
+            let approved = ApprovalRecord { serving, ..record(Some(Verdict::Approve)) };
+            create::meter(&as_approved(plan.clone(), &approved), "arn:e1", UnixTime(0)).unwrap().price_per_hour
+        };
+        assert!(hour(1024) > Usd::ZERO && hour(1024) < hour(3072), "people approve the price of the memory");
         let serverless = record(Some(Verdict::Approve));
         let (hosting, is_charged) = deployed(&serverless);
         assert!(matches!(hosting, Hosting::Serverless { .. }) && !is_charged, "nobody was shown the price of an hour");

@@ -57,6 +57,7 @@ mod tests {
             attempts: 1,
             interruptions: 0,
             stop_mail_due: Some(before),
+            stop_mail_claimed_at: None,
         };
         stopped(&settled, before, left)
     }

@@ -118,11 +118,19 @@ pub fn lease(record: &RunRecord, machine: &MachineChoice, attempt: &str, task_to
 ///
 /// # Errors
 /// [`ErrorName::Internal`] when a value holds a character that could end the script's quotes: none of ours does.
-pub fn user_data(job_uri: &str, image: &str, region: &str, attempt: &str, longest: Seconds) -> Result<String, Failure> {
+pub fn user_data(
+    job_uri: &str,
+    image: &str,
+    has_gpu: bool,
+    region: &str,
+    attempt: &str,
+    longest: Seconds,
+) -> Result<String, Failure> {
     let max_seconds = longest.0.to_string();
     let values = [
         ("@JOB_URI@", job_uri),
         ("@IMAGE@", image),
+        ("@GPU@", if has_gpu { "yes" } else { "no" }),
         ("@REGION@", region),
         ("@ATTEMPT@", attempt),
         ("@MAX_SECONDS@", max_seconds.as_str()),
@@ -147,6 +155,7 @@ mod tests {
             market,
             price_per_hour: Usd::from_micros(36_000),
             predicted: Seconds(60),
+            has_gpu: false,
         }
     }
 
@@ -182,6 +191,7 @@ mod tests {
             attempts: 0,
             interruptions: 0,
             stop_mail_due: None,
+            stop_mail_claimed_at: None,
         }
     }
 
@@ -248,12 +258,12 @@ mod tests {
     #[test]
     fn the_user_data_has_no_placeholder_left_and_refuses_quotes() {
         let script =
-            user_data("s3://b/j.json", "1.dkr.ecr.us-east-1.amazonaws.com/t:1", "us-east-1", "ab", Seconds(60));
+            user_data("s3://b/j.json", "1.dkr.ecr.us-east-1.amazonaws.com/t:1", true, "us-east-1", "ab", Seconds(60));
         let script = script.unwrap();
-        for name in ["@JOB_URI@", "@IMAGE@", "@REGION@", "@ATTEMPT@", "@MAX_SECONDS@"] {
+        for name in ["@JOB_URI@", "@IMAGE@", "@GPU@", "@REGION@", "@ATTEMPT@", "@MAX_SECONDS@"] {
             assert!(!script.contains(name), "{name}");
         }
-        assert!(script.contains("job_uri='s3://b/j.json'"));
-        assert!(user_data("s3://b/'; rm -rf /", "i", "r", "a", Seconds(1)).is_err());
+        assert!(script.contains("job_uri='s3://b/j.json'") && script.contains("gpu='yes'"));
+        assert!(user_data("s3://b/'; rm -rf /", "i", false, "r", "a", Seconds(1)).is_err());
     }
 }

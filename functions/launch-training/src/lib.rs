@@ -149,6 +149,7 @@ async fn launch(
         let user_data = attempt::user_data(
             &job_uri.to_string(),
             &settings.trainer_image,
+            machine.has_gpu,
             &settings.region,
             launch.attempt,
             longest,

@@ -169,6 +169,7 @@ mod tests {
             attempts: 0,
             interruptions: 0,
             stop_mail_due: None,
+            stop_mail_claimed_at: None,
         }
     }
 

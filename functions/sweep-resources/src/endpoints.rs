@@ -33,10 +33,13 @@ pub(crate) async fn sweep(
     now: UnixTime,
     problems: &mut Problems,
 ) -> Vec<String> {
-    let endpoints = clients.table.query("ENDPOINT", "").await.map_err(Failure::from);
-    let endpoints: Vec<EndpointMeter> = problems.keep("endpoints", endpoints).unwrap_or_default();
+    let endpoints = clients.table.query_each::<EndpointMeter>("ENDPOINT", "").await.map_err(Failure::from);
     let mut deleted = Vec::new();
-    for endpoint in endpoints.into_iter().filter(|e| input.run.as_ref().is_none_or(|run| e.run == *run)) {
+    for (name, endpoint) in problems.keep("endpoints", endpoints).unwrap_or_default() {
+        let Some(endpoint) = problems.keep(name, endpoint.map_err(Failure::from)) else { continue };
+        if input.run.as_ref().is_some_and(|run| endpoint.run != *run) {
+            continue;
+        }
         let ended = end(&endpoint, input.execution.as_deref(), clients, now).await;
         if problems.keep(&endpoint.name, ended) == Some(true) {
             deleted.push(endpoint.name);

@@ -4,7 +4,8 @@
 //! pipeline that waits for it is told; the run's meter is the sum of its leases. A machine whose pipeline has ended (stopped by
 //! a person, timed out) loses its lease: it saves a checkpoint and ends, or is ended by the next round. For a pipeline that is done
 //! with its run: its machines, at once, and its endpoint unless that is live; what another pipeline of the same run works with
-//! stays. Endpoints: see [`endpoints`].
+//! stays. A machine that cannot be terminated keeps its own lease open, an item that cannot be read its own machine or endpoint
+//! standing, and nothing else. Endpoints: see [`endpoints`].
 
 pub mod endpoints;
 mod machines;
@@ -34,10 +35,10 @@ pub struct Clients {
     pub step_functions: StepFunctions,
 }
 
-/// Sweeps once. Machines and endpoints do not wait for each other: what fails keeps nothing else from being done.
+/// Sweeps once. Machines and endpoints do not wait for each other, nor does one of them for another.
 ///
 /// # Errors
-/// Whatever could not be done, after everything else was; everything may be repeated.
+/// Whatever could not be done, after everything that does not wait for it was; everything may be repeated.
 pub async fn handle(input: SweepResourcesInput, clients: &Clients, now: UnixTime) -> Result<SweptResources, Failure> {
     let mut problems = Problems::default();
     let mut swept = machines::sweep(&input, clients, now, &mut problems).await;

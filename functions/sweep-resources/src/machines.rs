@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tunesmith_aws::{
-    dynamodb::{Conditional, Expression},
+    dynamodb::{Conditional, Expression, Item},
     sfn::ExecutionState,
 };
 use tunesmith_contract::{
@@ -16,7 +16,7 @@ use tunesmith_lambda::Problems;
 
 use crate::{
     ATTEMPT_TAG, Clients,
-    sweep::{self, Machine, Scope, Seen, Sweep},
+    sweep::{self, Machine, Scope, Seen},
 };
 
 /// Ends what must end: of everybody, or, for a pipeline that is done with it, of one run. What was done.
@@ -28,14 +28,28 @@ pub(crate) async fn sweep(
 ) -> SweptResources {
     let mut swept = SweptResources::default();
     let found = async { Ok(clients.ec2.machines_tagged(ATTEMPT_TAG, None).await?) };
-    let leases = async { Ok(clients.table.query("LEASE", "").await?) };
-    let looked: Result<(_, Vec<Lease>), Failure> = machines_then_leases(found, leases).await;
-    let Some((found, leases)) = problems.keep("machines", looked) else { return swept };
+    let leases = async { Ok(clients.table.query_each("LEASE", "").await?) };
+    let looked: Result<(_, Vec<Item<Lease>>), Failure> = machines_then_leases(found, leases).await;
+    let Some((found, items)) = problems.keep("machines", looked) else { return swept };
+    let (mut leases, mut unread) = (Vec::new(), BTreeSet::new());
+    for (attempt, lease) in items {
+        match problems.keep(&attempt, lease.map_err(Failure::from)) {
+            Some(lease) => leases.push(lease),
+            None => {
+                unread.insert(attempt);
+            }
+        }
+    }
     let machines: Vec<Machine> = found
         .into_iter()
         .filter_map(|m| {
             let attempt = m.tags.get(ATTEMPT_TAG)?.clone();
-            Some(Machine { is_running: m.is_alive(), instance_id: m.instance_id, attempt })
+            // Nobody knows whether the lease of such a machine is open, so it is no orphan; it ends itself when its time is over.
+            (!unread.contains(&attempt)).then(|| Machine {
+                is_running: m.is_alive(),
+                instance_id: m.instance_id,
+                attempt,
+            })
         })
         .collect();
     let execution = input.execution.as_deref();
@@ -45,29 +59,36 @@ pub(crate) async fn sweep(
         Scope::Run { .. } => BTreeSet::new(),
     };
     let seen = Seen { leases: &leases, machines: &machines, ended: &ended, now };
-    let Sweep { terminate, revoke, close, lost } = sweep::sweep(scope, seen);
+    let due = sweep::sweep(scope, seen);
 
-    for lease in &revoke {
+    for lease in &due.revoke {
         if problems.keep(&lease.attempt, self::revoke(lease, clients, now).await).is_some() {
             swept.revoked_leases.push(lease.attempt.clone());
         }
     }
-    let terminated = clients.ec2.terminate(&terminate).await.map_err(Failure::from);
-    // a closed lease has its final meter: none is closed while its machine may run on
-    if problems.keep("machines", terminated).is_none() {
-        return swept;
+    let mut standing = BTreeSet::new();
+    // one by one: EC2 ends all the machines of a call, or none
+    for id in &due.terminate {
+        let terminated = clients.ec2.terminate(std::slice::from_ref(id)).await.map_err(Failure::from);
+        match problems.keep(id, terminated) {
+            Some(()) => swept.terminated.push(id.clone()),
+            None => {
+                standing.insert(id.clone());
+            }
+        }
     }
-    swept.terminated = terminate;
-    for lease in &close {
+    for lease in due.closable(&machines, &standing) {
         let closed = clients.table.close_lease(lease).await.map_err(Failure::from);
         // otherwise somebody else has closed it at this moment, and tells whoever waits
         if let Some(Conditional::Done(_)) = problems.keep(&lease.attempt, closed) {
             swept.closed_leases.push(lease.attempt.clone());
         }
     }
-    let touched = close.iter().map(|l| (&l.project, &l.run)).chain(input.project.as_ref().zip(input.run.as_ref()));
-    problems.keep("meters", meter(touched.collect(), clients, now).await);
-    for lease in lost.iter().filter(|lease| swept.closed_leases.contains(&lease.attempt)) {
+    let touched = due.close.iter().map(|l| (&l.project, &l.run)).chain(input.project.as_ref().zip(input.run.as_ref()));
+    meter(touched.collect(), clients, now, problems).await;
+    // Nobody looks at a closed lease again. A pipeline that is not reached here, because this fails or dies, waits for at most 900 s
+    // from the last heartbeat (`HeartbeatSeconds` of the state TrainModel), then goes on as after MachineLost.
+    for lease in due.lost.iter().filter(|lease| swept.closed_leases.contains(&lease.attempt)) {
         problems.keep(&lease.attempt, tell_lost(lease, clients).await);
     }
     swept
@@ -96,17 +117,21 @@ async fn revoke(lease: &Lease, clients: &Clients, now: UnixTime) -> Result<(), F
     Ok(())
 }
 
-/// A run's meter is the sum of its leases. They are read again: what somebody else has closed since has an exact meter now.
-async fn meter(runs: BTreeSet<(&ProjectId, &RunId)>, clients: &Clients, now: UnixTime) -> Result<(), Failure> {
+/// A run's meter is the sum of its leases. They are read again: what somebody else has closed since has an exact meter now. What
+/// fails or dies here `watch-costs` writes, which looks at runs until ten minutes after their last machine.
+async fn meter(runs: BTreeSet<(&ProjectId, &RunId)>, clients: &Clients, now: UnixTime, problems: &mut Problems) {
     if runs.is_empty() {
-        return Ok(());
+        return;
     }
-    let leases: Vec<Lease> = clients.table.query("LEASE", "").await?;
+    let items = clients.table.query_each::<Lease>("LEASE", "").await.map_err(Failure::from);
+    let Some(items) = problems.keep("meters", items) else { return };
+    // those that cannot be read were told when they were read first
+    let leases: Vec<Lease> = items.into_iter().filter_map(|(_, lease)| lease.ok()).collect();
     for (project, run) in runs {
         let total: Usd = leases.iter().filter(|lease| lease.run == *run).map(|lease| lease.metered_at(now)).sum();
-        clients.table.raise(&ItemKey::run(project, run), "metered", total).await?;
+        let raised = clients.table.raise(&ItemKey::run(project, run), "metered", total).await;
+        problems.keep(run, raised.map_err(Failure::from));
     }
-    Ok(())
 }
 
 /// Tells the pipeline that waits for the machine.

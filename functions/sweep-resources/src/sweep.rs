@@ -67,6 +67,17 @@ pub struct Sweep {
     pub lost: Vec<Lease>,
 }
 
+impl Sweep {
+    /// The leases to close when `standing` could not be terminated: a closed lease has its final meter, so none is closed while
+    /// its machine may run on.
+    #[must_use]
+    pub fn closable(&self, machines: &[Machine], standing: &BTreeSet<String>) -> Vec<&Lease> {
+        let runs_on =
+            |lease: &Lease| machines.iter().any(|m| m.attempt == lease.attempt && standing.contains(&m.instance_id));
+        self.close.iter().filter(|lease| !runs_on(lease)).collect()
+    }
+}
+
 /// Decides from what the table and EC2 say.
 #[must_use]
 pub fn sweep(scope: Scope<'_>, seen: Seen<'_>) -> Sweep {
@@ -238,6 +249,20 @@ mod tests {
         assert_eq!(sweep(Scope::All, &leases, &[], UnixTime(1030)), Sweep::default());
         assert_eq!(sweep(Scope::All, &leases, &[], UnixTime(1239)), Sweep::default());
         assert_eq!(sweep(Scope::All, &leases, &[], UnixTime(1240)).lost.len(), 1, "EC2 has forgotten it");
+    }
+
+    #[test]
+    fn a_machine_that_cannot_be_terminated_keeps_only_its_own_lease_open() {
+        let leases = [lease("a", 1100), lease("b", 1100), lease("vanished", 1100)];
+        let machines = [machine("a"), machine("b")];
+        let sweep = sweep(Scope::All, &leases, &machines, UnixTime(1300));
+        assert_eq!(sweep.terminate, ["i-a", "i-b"]);
+        let closable = |standing: &[&str]| -> Vec<String> {
+            let standing = standing.iter().map(|id| (*id).to_owned()).collect();
+            sweep.closable(&machines, &standing).into_iter().map(|lease| lease.attempt.clone()).collect()
+        };
+        assert_eq!(closable(&["i-a"]), ["b", "vanished"]);
+        assert_eq!(closable(&[]), ["a", "b", "vanished"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tunesmith_aws::dynamodb::{Conditional, Expression};
 use tunesmith_contract::{
-    ProjectId, RunId, UnixTime, Usd,
+    ProjectId, RunId, Seconds, UnixTime, Usd,
     error_name::Failure,
     ledger::{ItemKey, Lease, LeaseStatus},
     tasks::WatchedCosts,
@@ -35,15 +35,19 @@ pub async fn meter(
     }
 }
 
-/// What the runs whose machines are not all closed have cost.
+/// What the runs have cost whose machines are not all closed, or were within the last two looks: whoever closes a lease may die, or
+/// fail, before the run's meter is written, and a closed lease is looked at by nobody else.
 fn totals(leases: &[Lease], now: UnixTime) -> BTreeMap<(ProjectId, RunId), Usd> {
     let mut runs: BTreeMap<(ProjectId, RunId), Usd> = BTreeMap::new();
     for lease in leases {
         let total = runs.entry((lease.project.clone(), lease.run.clone())).or_default();
         *total = total.saturating_add(lease.metered_at(now));
     }
-    let is_open = |run: &RunId| leases.iter().any(|l| l.run == *run && l.status != LeaseStatus::Closed);
-    runs.retain(|(_, run), _| is_open(run));
+    let is_fresh = |lease: &Lease| {
+        let just_ended = |end: UnixTime| now < end.after(Seconds(2 * INTERVAL.0));
+        lease.status != LeaseStatus::Closed || lease.ended_at.is_some_and(just_ended)
+    };
+    runs.retain(|(_, run), _| leases.iter().any(|lease| lease.run == *run && is_fresh(lease)));
     runs
 }
 
@@ -62,4 +66,42 @@ async fn stop(clients: &Clients, lease: &Lease, now: UnixTime, watched: &mut Wat
         Stopped::machine(lease, now).mail(clients).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_contract::settings::Market;
+
+    use super::*;
+
+    #[test]
+    fn what_a_run_has_cost_is_written_until_two_looks_after_its_last_machine() {
+        let ended = |attempt: &str, launched_at, ended_at| {
+            let lease = Lease {
+                attempt: attempt.into(),
+                project: "handbook".parse().unwrap(),
+                run: "run-0123456789ab".parse().unwrap(),
+                execution: "arn:e1".into(),
+                instance_id: Some("i-1".into()),
+                instance_type: "c7i.large".into(),
+                market: Market::Spot,
+                price_per_hour: Usd::from_micros(3_600_000),
+                cap: Usd::from_micros(100_000),
+                launched_at: UnixTime(launched_at),
+                expires_at: UnixTime(9_000),
+                status: LeaseStatus::Active,
+                interrupted: false,
+                metered: Usd::ZERO,
+                ended_at: None,
+                task_token: "t".into(),
+                stop_mail_due: None,
+                ttl: None,
+            };
+            lease.closed_at(UnixTime(ended_at))
+        };
+        let leases = [ended("a", 0, 10), ended("b", 1_000, 1_005)];
+        let totals = |now| totals(&leases, UnixTime(now)).into_values().collect::<Vec<_>>();
+        assert_eq!(totals(1_604), [Usd::from_micros(15_000)], "both machines, though one ended long ago");
+        assert!(totals(1_605).is_empty());
+    }
 }

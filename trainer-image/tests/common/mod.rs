@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod cloud;
+pub mod hub;
 
 use std::{
     collections::BTreeMap,

@@ -1,15 +1,8 @@
 //! Chat examples: one `{"messages": [{"role": …, "content": …}, …]}` a line.
 
-use serde::Deserialize;
-use tunesmith_contract::documents::{Message, QuarantineReason, Role, SkippedLine};
+use tunesmith_contract::documents::{Conversation, Message, QuarantineReason, Role, SkippedLine};
 
 use super::Extracted;
-
-/// The form of one line. Further keys beside `messages` (ids, tags) are ignored: exports carry them.
-#[derive(Deserialize)]
-struct Line {
-    messages: Vec<Message>,
-}
 
 /// At most this many bad lines are listed; the rest are counted in the last entry.
 const MAX_LISTED: usize = 100;
@@ -45,7 +38,7 @@ pub fn extract(text: &str) -> Result<Extracted, QuarantineReason> {
 }
 
 fn parse(line: &str) -> Result<Vec<Message>, String> {
-    let Line { messages } = serde_json::from_str(line).map_err(|error| {
+    let Conversation { messages } = serde_json::from_str(line).map_err(|error| {
         let error = error.to_string();
         // The position inside the line repeats what the list says, and would call every line "line 1".
         error.split(" at line ").next().unwrap_or_default().to_owned()
@@ -76,6 +69,9 @@ fn parse(line: &str) -> Result<Vec<Message>, String> {
 
 #[cfg(test)]
 mod tests {
+    use boon::{Compiler, Schemas};
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
@@ -102,5 +98,60 @@ not json
     fn a_file_without_a_usable_line_says_so() {
         let Err(QuarantineReason::NoUsableLine { lines: 2, first }) = extract("{}\n[]\n") else { panic!() };
         assert!(first.starts_with("line 1: missing field `messages`"), "{first}");
+    }
+
+    #[test]
+    fn the_schema_takes_what_is_read_and_refuses_all_but_a_wrong_order() {
+        let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
+        let url = "http://tunesmith/conversation.schema.json";
+        let schema = include_str!("../../../../docs/schemas/conversation.schema.json");
+        compiler.add_resource(url, serde_json::from_str(schema).unwrap()).unwrap();
+        let index = compiler.compile(url, &mut schemas).unwrap();
+        let is_valid =
+            |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|value| schemas.validate(&value, index).is_ok());
+        let line = |turns: &[(&str, &str)]| {
+            let turn = |(role, content): &(&str, &str)| json!({ "role": role, "content": content });
+            json!({ "messages": turns.iter().map(turn).collect::<Vec<_>>(), "id": 7 }).to_string()
+        };
+        let [system, user, assistant, tool] =
+            [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("tool", "{}")];
+
+        let sample = include_str!("../../../../docs/sample/customers/questions.jsonl");
+        let good = [line(&[user, assistant]), line(&[system, user, assistant, tool, tool, assistant, user, assistant])];
+        for line in sample.lines().map(str::to_owned).chain(good) {
+            assert!(parse(&line).is_ok() && is_valid(&line), "{line}");
+        }
+
+        let disordered: [&[(&str, &str)]; 7] = [
+            &[user, user, assistant],
+            &[user, tool, assistant],
+            &[user, assistant, assistant],
+            &[assistant, user, assistant],
+            &[user, assistant, user],
+            &[user, system, assistant],
+            &[system, assistant],
+        ];
+        for line in disordered.map(line) {
+            assert!(parse(&line).is_err() && is_valid(&line), "{line}");
+        }
+
+        let bad = [
+            line(&[]),
+            line(&[user]),
+            line(&[user, ("assistant", "")]),
+            line(&[user, ("assistant", " \n")]),
+            line(&[user, ("robot", "Hello")]),
+            r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]}"#.to_owned(),
+            r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null}]}"#.to_owned(),
+            r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "x"}]}"#
+                .to_owned(),
+            r#"{"messages": null}"#.to_owned(),
+            r#"{"prompt": "Hi", "completion": "Hello"}"#.to_owned(),
+            "[]".to_owned(),
+            "not json".to_owned(),
+        ];
+        for line in bad {
+            assert!(parse(&line).is_err() && !is_valid(&line), "{line}");
+        }
     }
 }

@@ -282,13 +282,20 @@ pub fn card(ordinal: usize) -> Result<(String, usize, usize)> {
     Ok((name, free, total))
 }
 
-/// Number of cards that this process may use (`CUDA_VISIBLE_DEVICES` hides some); 0 without a driver.
-#[must_use]
-pub fn num_cards() -> usize {
+/// Number of cards that this process may use (`CUDA_VISIBLE_DEVICES` hides some); 0 without a driver or without a card.
+///
+/// # Errors
+/// [`ModelError::NoGpu`] when there is a driver and it does not work.
+pub fn num_cards() -> Result<usize> {
     // SAFETY: opening the driver's library runs nothing but its own start.
-    let is_there = unsafe { sys::is_culib_present() };
-    let count = if is_there { CudaContext::device_count().unwrap_or(0) } else { 0 };
-    usize::try_from(count).unwrap_or(0)
+    if !unsafe { sys::is_culib_present() } {
+        return Ok(0);
+    }
+    match CudaContext::device_count() {
+        Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(error) => Err(ModelError::NoGpu { reason: format!("the driver does not start: {error}") }),
+    }
 }
 
 /// How card `ordinal` stores values best: bf16 where its tensor cores take it (Ampere and later), else f32.
@@ -392,7 +399,7 @@ mod tests {
             }
             (opened, card) => panic!("{opened:?} {card:?}"),
         }
-        assert_eq!(card(0).is_ok(), num_cards() > 0 && best_stored(0).is_ok());
+        assert_eq!(card(0).is_ok(), num_cards().is_ok_and(|count| count > 0) && best_stored(0).is_ok());
         // no machine has so many
         assert!(matches!(Driver::open(1000, Stored::F32, 64), Err(ModelError::NoGpu { .. })));
     }

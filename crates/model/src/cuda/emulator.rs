@@ -93,6 +93,13 @@ impl Emulator {
         }
     }
 
+    /// Cards do not see each other's memory.
+    fn check_owned(&self, pointer: u64) {
+        let memory = self.memory.lock().unwrap();
+        let mut spans = memory.iter().map(|(start, words)| *start..=*start + 8 * (words.len() - 2 * GUARD) as u64);
+        assert!(pointer == 0 || spans.any(|span| span.contains(&pointer)), "memory of another device");
+    }
+
     fn check_guards(memory: &[u64]) {
         let (before, after) = (&memory[..GUARD], &memory[memory.len() - GUARD..]);
         assert!(before.iter().chain(after).all(|word| *word == UNWRITTEN), "a kernel wrote outside its memory");
@@ -152,6 +159,11 @@ impl Backend for Emulator {
         let failed = |reason: String| ModelError::Gpu { call: launch.kernel, reason };
         if launch.shared > self.most_shared {
             return Err(failed(format!("{} bytes of shared memory, a block has {}", launch.shared, self.most_shared)));
+        }
+        for argument in launch.arguments {
+            if let Argument::Pointer(pointer) = argument {
+                self.check_owned(*pointer);
+            }
         }
         let mut words: Vec<u64> = launch.arguments.iter().map(word).collect();
         let mut values: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();

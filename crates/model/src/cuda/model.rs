@@ -65,11 +65,9 @@ impl GpuModel {
 
     /// What the device offers.
     pub(crate) fn card(&self) -> Card {
-        Card {
-            room: self.room as u64,
-            value_bytes: self.gpu.backend.stored().bytes() as u64,
-            logit_bytes: 4 * LOGITS as u64,
-        }
+        let value_bytes = self.gpu.backend.stored().bytes() as u64;
+        // logits in f32, and their gradient as values
+        Card { room: self.room as u64, value_bytes, logit_bytes: (4 + value_bytes) * LOGITS as u64 }
     }
 
     /// [`Decoder::row_losses`]; the batch and the adapter must fit the model, as that checks.

@@ -1,8 +1,8 @@
 //! Where losses and gradients are computed: on the cards that a decoder was put on, several batches at the same time, else on the
 //! processor, one batch after the other, because there every operation uses all threads.
 //!
-//! Cards share nothing and wait for nobody: each computes whole batches, and whoever asked adds the results up in the order of the
-//! batches. So any number of equal cards gives the same bits. What has no kernel (a method other than LoRA and rsLoRA, the norms of
+//! Cards share nothing: each computes whole batches, and whoever asked adds the results up in the order of the batches. So any number of
+//! equal cards gives the same bits for the same batches. What has no kernel (a method other than LoRA and rsLoRA, the norms of
 //! single examples) the processor computes.
 
 use super::{Decoder, LossGradients, Recompute};
@@ -31,10 +31,10 @@ impl Decoder {
         self.cards(method_opt).count().max(1)
     }
 
-    /// The card with the least room, when cards compute adapters of this method.
+    /// The card that holds the fewest values, when cards compute adapters of this method.
     #[must_use]
     pub fn smallest_card(&self, method: &Method) -> Option<Card> {
-        self.cards(Some(method)).min_by_key(|card| card.room)
+        self.cards(Some(method)).min_by_key(|card| card.room / card.value_bytes)
     }
 
     fn cards(&self, method_opt: Option<&Method>) -> impl Iterator<Item = Card> {

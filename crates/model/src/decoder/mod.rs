@@ -7,8 +7,10 @@
 mod attention;
 mod devices;
 pub(crate) mod feed_forward;
+mod gradients;
 mod load;
 mod memory;
+mod parts;
 pub(crate) mod residual;
 
 use candle_core::Tensor;
@@ -16,6 +18,8 @@ use candle_core::Tensor;
 pub(crate) use self::attention::{AttentionBlock, Cached};
 pub use self::devices::Card;
 pub(crate) use self::feed_forward::FeedForward;
+pub use self::gradients::LossGradients;
+pub use self::parts::at_once as parts_at_once;
 use crate::adapters::{Adapter, Kind, LayerAdapters, Module};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
@@ -69,26 +73,6 @@ enum Kept {
 
 pub(crate) type Gradients = Vec<ModuleGradient>;
 
-/// Result of one forward and backward pass.
-pub struct LossGradients {
-    /// Negative log-likelihood of every row in nats; 0 where the row has no target.
-    pub row_losses: Vec<f32>,
-    /// Rows with a target.
-    pub num_targets: usize,
-    /// Gradients in the order of [`Adapter::parameters`].
-    pub gradients: Vec<Tensor>,
-    /// For each gradient the squared norm of what each sequence of the batch adds to it; empty unless asked for.
-    pub example_norms: Vec<Vec<f64>>,
-}
-
-impl LossGradients {
-    /// Sum of the losses.
-    #[must_use]
-    pub fn nll(&self) -> f64 {
-        self.row_losses.iter().map(|loss| f64::from(*loss)).sum()
-    }
-}
-
 impl Decoder {
     /// Its configuration.
     #[must_use]
@@ -121,11 +105,19 @@ impl Decoder {
     }
 
     fn row_losses_on_processor(&self, batch: &Batch, adapter_opt: Option<&Adapter>) -> Result<Vec<f32>> {
-        // inside the pool, as a step
-        rayon::scope(|_| {
-            let (hidden, _) = self.forward(batch, adapter_opt, |_, _| {})?;
-            cross_entropy::forward(&hidden, &self.head, batch.targets())
-        })
+        let mut losses = Vec::with_capacity(batch.ids().len());
+        let of_part = |part: &Batch| {
+            // inside the pool, as a step
+            rayon::scope(|_| {
+                let (hidden, _) = self.forward(part, adapter_opt, |_, _| {})?;
+                cross_entropy::forward(&hidden, &self.head, part.targets())
+            })
+        };
+        parts::compute(&parts::divide(batch)?, of_part, |of_part| {
+            losses.extend(of_part);
+            Ok(())
+        })?;
+        Ok(losses)
     }
 
     /// Losses and the gradients of `scale · Σ losses` for every tensor of the adapter.
@@ -169,8 +161,18 @@ impl Decoder {
         recompute: Recompute,
         norms: ExampleNorms,
     ) -> Result<LossGradients> {
+        let mut sum: Option<LossGradients> = None;
         // inside the pool, where an operation starts without waking a thread and waiting for it
-        rayon::scope(|_| self.forward_backward_in_pool(batch, adapter, scale, recompute, norms))
+        let of_part =
+            |part: &Batch| rayon::scope(|_| self.forward_backward_in_pool(part, adapter, scale, recompute, norms));
+        parts::compute(&parts::divide(batch)?, of_part, |of_part| match &mut sum {
+            Some(sum) => sum.add(of_part),
+            None => {
+                sum = Some(of_part);
+                Ok(())
+            }
+        })?;
+        sum.ok_or(ModelError::EmptyBatch)
     }
 
     fn forward_backward_in_pool(

@@ -177,3 +177,45 @@ fn targets_that_the_model_does_not_have_are_refused_with_those_that_it_has() {
         assert!(error.contains("q_proj") && error.contains("qkv_proj o_proj gate_up_proj down_proj"), "{error}");
     }
 }
+
+#[test]
+fn a_batch_of_several_parts_gives_the_bits_of_any_number_of_threads() {
+    let model = tiny_model();
+    let adapter = busy_adapter(&model);
+    let longest = model.config().max_position_embeddings;
+    // three parts, the second without a single target
+    let lengths = vec![longest; 1500usize.div_ceil(longest)];
+    let num_tokens: usize = lengths.iter().sum();
+    let ids: Vec<u32> = (0..num_tokens as u32).map(|index| index * 7 % 48).collect();
+    let targets = (0..num_tokens).map(|row| if (400..1100).contains(&row) { cross_entropy::IGNORE } else { ids[row] });
+    let batch = Batch::new(ids.clone(), targets.collect(), lengths.clone()).unwrap();
+    let run = |num_threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+        pool.install(|| {
+            let result = model.loss_gradients_and_norms(&batch, &adapter, 1.0 / 800.0, Recompute::Nothing).unwrap();
+            let gradients: Vec<Vec<f32>> = result.gradients.iter().map(|g| host(g).unwrap().to_vec()).collect();
+            (result.row_losses, result.num_targets, gradients, result.example_norms)
+        })
+    };
+    let wanted = run(1);
+    assert_eq!((wanted.0.len(), wanted.1), (num_tokens, batch.num_targets()));
+    assert!(wanted.3.iter().all(|norms| norms.len() == lengths.len()));
+    assert_eq!(wanted.0, model.row_losses(&batch, Some(&adapter)).unwrap());
+    for num_threads in [2, 3, 7] {
+        assert!(run(num_threads) == wanted, "{num_threads} threads");
+    }
+    // the sum of what each sequence gives alone
+    let mut sums: Vec<Vec<f32>> = wanted.2.iter().map(|gradient| vec![0.0; gradient.len()]).collect();
+    for (ids, targets) in batch.ids().chunks(longest).zip(batch.targets().chunks(longest)) {
+        let alone = Batch::new(ids.to_vec(), targets.to_vec(), vec![longest]).unwrap();
+        let result = model.loss_and_gradients(&alone, &adapter, 1.0 / 800.0, Recompute::Nothing).unwrap();
+        for (sum, gradient) in sums.iter_mut().zip(&result.gradients) {
+            sum.iter_mut().zip(host(gradient).unwrap().iter()).for_each(|(sum, value)| *sum += value);
+        }
+    }
+    for (sum, gradient) in sums.iter().zip(&wanted.2) {
+        let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let off = length(&mut sum.iter().zip(gradient).map(|(a, b)| a - b)) / length(&mut gradient.iter().copied());
+        assert!(off < 1e-5, "off by {off}");
+    }
+}

@@ -1,7 +1,8 @@
 //! Ranks of merges into scores of tokens, and back.
 //!
 //! `tokenizers` merges the listed pair of the lowest rank. llama.cpp's `llm_tokenizer_spm` knows no pairs: it merges whatever two
-//! neighbours make a token, that of the highest score first, of equal ones the leftmost. Both do the same when
+//! neighbours make a token, that of the highest score first, of equal ones the leftmost. Both do the same, but for what the last
+//! paragraph says, when
 //!
 //! - every two parts that can come up and make a token are a listed pair, and
 //! - the pairs of a token stand together in the list, so that their place is its score.

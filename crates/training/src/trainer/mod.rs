@@ -66,9 +66,12 @@ impl Trainer {
         adapter: Adapter,
     ) -> Result<Self> {
         let base_probe = probe(&model)?;
-        Self::with_probe(config, model, dataset, adapter, base_probe)
+        let mut trainer = Self::with_probe(config, model, dataset, adapter, base_probe)?;
+        trainer.limit_memory(trainer.config.recompute, trainer.config.memory_limit_mb)?;
+        Ok(trainer)
     }
 
+    /// Before the memory is looked at: then layers are recomputed, which takes least.
     fn with_probe(
         mut config: TrainingConfig,
         model: Arc<Decoder>,
@@ -80,8 +83,7 @@ impl Trainer {
         config.validate(model.config())?;
         model.check_adapter(Some(&adapter))?;
         check(&model, &config, &dataset)?;
-        let (memory, limit_opt) = memory_of(&config, &model, &dataset);
-        let recompute = memory.choose(config.recompute, limit_opt)?;
+        let memory = Memory::predict(&config, model.config(), &dataset.lengths());
         let adapter = adapter.on_base(&model);
         let lengths: Vec<usize> = adapter.parameters().iter().map(|(_, tensor)| tensor.elem_count()).collect();
         let sampler = Sampler::new(dataset.lengths(), config.layout(), config.seed);
@@ -97,7 +99,7 @@ impl Trainer {
             watch: LossWatch::default(),
             moved: Some(MovedCheck::new(&adapter)?),
             memory,
-            recompute,
+            recompute: Recompute::Layers,
             step: 0,
             total,
             adapter,
@@ -129,6 +131,8 @@ impl Trainer {
             return Err(TrainingError::BaseModelMismatch { reason: format!("logits differ by {difference}") });
         }
         let mut trainer = Self::with_probe(state.config, model, dataset, stored.adapter, probe)?;
+        // the limit may be that of another machine: whoever knows this one's says it, and divides the step first if need be
+        let _ = trainer.limit_memory(trainer.config.recompute, trainer.config.memory_limit_mb);
         let lengths: Vec<usize> = trainer.optimizer.moments.iter().map(Moments::len).collect();
         if !stored.optimizer.fits(trainer.config.optimizer, &lengths) {
             let reason = "the moments have another form than the adapter asks for".to_owned();
@@ -177,9 +181,8 @@ impl Trainer {
     pub fn limit_memory(&mut self, recompute: RecomputeSetting, memory_limit_mb: Option<u64>) -> Result<()> {
         let config = TrainingConfig { recompute, memory_limit_mb, ..self.config.clone() };
         config.validate(self.model.config())?;
-        let (memory, limit_opt) = memory_of(&config, &self.model, &self.dataset);
-        self.recompute = memory.choose(recompute, limit_opt)?;
-        (self.memory, self.config) = (memory, config);
+        (self.memory, self.recompute) = judge_memory(&config, &self.model, &self.dataset)?;
+        self.config = config;
         Ok(())
     }
 
@@ -332,14 +335,18 @@ fn check(model: &Decoder, config: &TrainingConfig, dataset: &Dataset) -> Result<
     Ok(())
 }
 
-/// What the run takes of the card that computes it, else of the machine, and what it may take there, in bytes.
-fn memory_of(config: &TrainingConfig, model: &Decoder, dataset: &Dataset) -> (Memory, Option<u64>) {
-    let lengths = dataset.lengths();
-    match model.smallest_card(&config.adapter.method) {
-        // the rest is for pieces that fit nowhere
-        Some(card) => (Memory::predict_on(card, config, model.config(), &lengths), Some(card.room / 20 * 19)),
-        None => (Memory::predict(config, model.config(), &lengths), config.memory_limit()),
-    }
+/// What the run takes of the card that computes it, else of the machine, and what that means for its layers.
+fn judge_memory(config: &TrainingConfig, model: &Decoder, dataset: &Dataset) -> Result<(Memory, Recompute)> {
+    let (method, lengths) = (&config.adapter.method, dataset.lengths());
+    let Some(card) = model.smallest_card(method) else {
+        let memory = Memory::predict(config, model.config(), &lengths);
+        return Ok((memory, memory.choose(config.recompute, config.memory_limit())?));
+    };
+    let beside = Memory::predict_beside(model.num_devices(Some(method)), config, model.config());
+    beside.choose(config.recompute, config.memory_limit())?;
+    let memory = Memory::predict_on(card, config, model.config(), &lengths);
+    // the rest is for pieces that fit nowhere
+    Ok((memory, memory.choose(config.recompute, Some(card.room / 20 * 19))?))
 }
 
 /// A few logits of the base model, by which another base of the same shape is recognised.
