@@ -19,8 +19,10 @@ pub fn use_all(model: &mut Decoder, settings: &TrainingSettings) -> Result<()> {
     use tunesmith_contract::settings::Method;
     use tunesmith_model::{ModelError, cuda::driver};
 
+    // a live model on another form of the base is scored once, wherever that can be done
+    let is_own = model.quantization() == crate::settings::quantization(settings);
     let or_processor = |reason: String| match std::env::var("TUNESMITH_GPU").as_deref() {
-        Ok("required") => Err(ModelError::NoGpu { reason }.into()),
+        Ok("required") if is_own => Err(ModelError::NoGpu { reason }.into()),
         _ => {
             tracing::warn!(reason, "the processor computes");
             Ok(())

@@ -1,5 +1,5 @@
-//! Where losses and gradients are computed: on the cards that a decoder was put on, several batches at the same time, else on the
-//! processor, one batch after the other, because there every operation uses all threads.
+//! Where losses and gradients are computed: on the cards that a decoder was put on, a batch on each at the same time, else on the
+//! processor, one batch after the other, whose parts its threads share ([`super::parts`]).
 //!
 //! Cards share nothing: each computes whole batches, and whoever asked adds the results up in the order of the batches. So any number of
 //! equal cards gives the same bits for the same batches. What has no kernel (a method other than LoRA and rsLoRA, the norms of

@@ -11,7 +11,7 @@ pub struct LossGradients {
     pub row_losses: Vec<f32>,
     /// Rows with a target.
     pub num_targets: usize,
-    /// Gradients in the order of [`Adapter::parameters`].
+    /// Gradients in the order of [`crate::Adapter::parameters`].
     pub gradients: Vec<Tensor>,
     /// For each gradient the squared norm of what each sequence of the batch adds to it; empty unless asked for.
     pub example_norms: Vec<Vec<f64>>,
