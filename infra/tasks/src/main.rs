@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo verify [step …]`, `cargo synth`, `cargo package-functions`.
 
+mod disk;
 mod package;
 mod step;
 mod verify;

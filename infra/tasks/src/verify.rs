@@ -1,15 +1,19 @@
 //! `cargo verify`: everything CI checks, in one command. `cargo verify format clippy` runs only those steps.
 
 use std::{
+    env,
     fs::{self, File},
     io::Read as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::step::{is_installed, run};
+use crate::{
+    disk,
+    step::{is_installed, run},
+};
 
 /// A step's name and what it does with the project's root folder.
 type Step = (&'static str, fn(&Path) -> Result<Outcome>);
@@ -43,6 +47,10 @@ pub fn verify(root: &Path, only: &[String]) -> Result<()> {
     }
     let steps: Vec<&Step> =
         STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)).collect();
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    if let Some(warning) = disk::warning(&target)? {
+        println!("== warning: {warning}");
+    }
     let start = Instant::now();
     let mut table = Vec::new();
     let mut result = Ok(());
