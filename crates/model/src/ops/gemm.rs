@@ -2,12 +2,13 @@
 //!
 //! candle's own `matmul` always allocates its result; training accumulates (base product, then adapter product) into one.
 //! Both use the same `gemm` crate, which chooses AVX-512, AVX2 or NEON at run time. For a given shape each result element is
-//! summed in one fixed order, whatever the number of threads (tested below), because `gemm` splits `m` and `n` between threads,
-//! never `k`.
+//! summed in one fixed order, whatever the number of threads (tested below): strips of rows or columns are divided between them,
+//! and how `gemm` cuts the sum depends on its length alone.
 
 use std::marker::PhantomData;
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 use super::filled;
 
@@ -150,20 +151,67 @@ pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>
         }
         return;
     }
-    let parallelism = match (threads, rayon::current_num_threads()) {
-        (Threads::Pool, num_threads) if num_threads > 1 => Parallelism::Rayon(num_threads),
-        _ => Parallelism::None,
+    let by_rows = dst.rows >= dst.cols;
+    let length = if by_rows { dst.rows } else { dst.cols };
+    let num_threads = if threads == Threads::Pool { rayon::current_num_threads() } else { 1 };
+    let num_strips = num_strips(2 * dst.rows * dst.cols * a.cols, length, num_threads);
+    let start = Start(dst.start);
+    let compute = |strip: usize| {
+        let bound =
+            |strip: usize| if strip == num_strips { length } else { length * strip / num_strips / STRIP * STRIP };
+        let (from, to) = (bound(strip), bound(strip + 1));
+        // SAFETY: the assertions above, and that in `ViewMut::new`, keep every access inside the three matrices; `dst` is borrowed
+        // mutably, and strips do not overlap.
+        unsafe {
+            if by_rows {
+                sequential(start.at(from * dst.row_stride), dst.row_stride, write, scale, a.rows(from, to), b);
+            } else {
+                sequential(start.at(from), dst.row_stride, write, scale, a, b.columns(from, to));
+            }
+        }
     };
-    // SAFETY: the assertions above, and that in `ViewMut::new`, keep every access inside the three matrices; `dst` is borrowed
-    // mutably.
+    if num_strips == 1 { compute(0) } else { (0..num_strips).into_par_iter().for_each(compute) }
+}
+
+/// Strips are multiples of this long, except the last: the kernels' tiles fit in whole.
+const STRIP: usize = 48;
+/// Operations worth a task, some ten microseconds.
+const WORTH: usize = 1 << 20;
+
+/// Into how many strips a product is divided. `gemm` can divide it itself, but its threads meet between packing and multiplying
+/// several times: two of them were slower than one at the shapes of a step (docs/benchmarks.md).
+fn num_strips(operations: usize, length: usize, num_threads: usize) -> usize {
+    if num_threads == 1 { 1 } else { (operations / WORTH).min(length / (2 * STRIP)).min(2 * num_threads).max(1) }
+}
+
+/// The first element of a destination whose strips are written by several threads.
+struct Start(*mut f32);
+
+// SAFETY: every task writes a strip of its own.
+unsafe impl Sync for Start {}
+
+impl Start {
+    /// # Safety
+    /// `offset` lies in the destination, or there is nothing to write.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// # Safety
+/// `dst` points to `a.rows` rows of `b.cols` values, `row_stride` apart, that nobody else touches; the operands are as long as their
+/// shapes say.
+unsafe fn sequential(dst: *mut f32, row_stride: usize, write: Write, scale: f32, a: View<'_>, b: View<'_>) {
+    // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(
-            dst.rows,
-            dst.cols,
+            a.rows,
+            b.cols,
             a.cols,
-            dst.start,
+            dst,
             1,
-            dst.row_stride as isize,
+            row_stride as isize,
             write == Write::Add,
             a.data.as_ptr(),
             a.col_stride as isize,
@@ -176,7 +224,7 @@ pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
 }
@@ -213,9 +261,15 @@ mod tests {
     #[test]
     fn result_is_the_same_to_the_bit_at_any_number_of_threads() {
         // the shapes of a training step: projections, adapters, head, and a lone row as in generation
-        for (m, n, k) in
-            [(1000, 512, 256), (1000, 16, 256), (256, 16, 1000), (16, 688, 1000), (128, 4096, 256), (1, 768, 256)]
-        {
+        for (m, n, k) in [
+            (1000, 512, 256),
+            (1000, 16, 256),
+            (256, 16, 1000),
+            (16, 688, 1000),
+            (128, 4096, 256),
+            (1, 768, 256),
+            (1, 9000, 700),
+        ] {
             for transposed in [false, true] {
                 let (a, b) = (random(m * k, 3), random(n * k, 4));
                 let product = |num_threads: usize| {

@@ -10,21 +10,30 @@
 //! `i / (H/K)`. `O` is `[n, H·d]`, `L` is `[n·H]`, head by head within a row.
 //!
 //! Sequences lie one after the other in the rows ([`Segments`]); a query sees its own sequence only, so a packed batch equals
-//! its sequences computed alone. No padding exists. One task per (sequence, key head): the sums over a group's query heads
-//! run in one fixed order. A window makes the cost grow with `n · window` and not with `n²`.
+//! its sequences computed alone. No padding exists. A task has a sequence and the query heads of a key head, or one of them when
+//! there are few: that depends on the batch alone, and the sums over a group's query heads run in one fixed order. A window makes the cost grow with `n · window` and not with `n²`.
+//!
+//! Queries and keys are taken a few at a time (forward: [`forward`](mod@forward), backward: [`mod@backward`]), in products that leave out what
+//! causality hides ([`tile`]). With a cache there is often one query only: [`forward_cached`] reads the keys where they lie.
 
 pub(super) mod backward;
+mod forward;
 pub(super) mod kernel;
+mod tile;
 
-use candle_core::Tensor;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use self::kernel::{Block, Rows, Shared};
-use super::{host, tensor};
-use crate::error::Result;
+use self::tile::ALIGNED;
 pub use backward::backward;
+pub use forward::forward;
 
-/// Query rows handled at once: 64 rows of scores of a 2,048-token sequence take 512 KB, which stays in the second-level cache.
+/// Keys handled at once, beside [`ALIGNED`] queries: their scores take 46 KB, which stay near the processor.
+const CHUNK: usize = 5 * ALIGNED;
+
+/// Query rows of the cached form handled at once.
 const BLOCK: usize = 64;
 
 /// Where each sequence of a batch lies in the rows.
@@ -112,38 +121,26 @@ impl Settings {
     fn first_seen(self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
-}
 
-/// `O` and `L`.
-pub fn forward(qkv: &Tensor, segments: &Segments, settings: Settings) -> Result<(Tensor, Vec<f32>)> {
-    let (n, width) = qkv.dims2()?;
-    let heads = settings.heads;
-    let values = host(qkv)?;
-    let mut out = vec![0.0; n * heads.query * heads.size];
-    let mut log_sums = vec![0.0; n * heads.query];
-    let (out_ptr, log_ptr) = (Shared::new(&mut out), Shared::new(&mut log_sums));
-    tasks(segments, heads).into_par_iter().for_each_init(Vec::new, |scores, ((start, end), kv)| {
-        let d = heads.size;
-        let keys = Rows { data: &values, width, first_column: (heads.query + kv) * d, first_row: start };
-        let vals = Rows { first_column: keys.first_column + heads.key_value * d, ..keys };
-        for head in kv * heads.group()..(kv + 1) * heads.group() {
-            for from in (start..end).step_by(BLOCK) {
-                let to = (from + BLOCK).min(end);
-                let queries = Rows { data: &values, width, first_column: head * d, first_row: from };
-                let mut logs = [0.0; BLOCK];
-                let rows = from - start..to - start;
-                let block = Block { queries, keys, values: vals, rows, settings };
-                // SAFETY: this task alone writes the columns of its heads in the rows of its sequence.
-                let out = unsafe { out_ptr.from(from * heads.query * d + head * d) };
-                block.attend(scores, out, heads.query * d, &mut logs);
-                for (row, log) in (from..to).zip(logs) {
-                    // SAFETY: as above, one value per row and head.
-                    unsafe { log_ptr.from(row * heads.query + head)[0] = log };
-                }
-            }
-        }
-    });
-    Ok((tensor(out, (n, heads.query * heads.size))?, log_sums))
+    /// The keys that queries at positions `from..from + rows` see, in chunks that begin at multiples of [`ALIGNED`], as `from` does.
+    fn chunks(self, from: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        let first = self.first_seen(from) / ALIGNED * ALIGNED;
+        (first..from + rows).step_by(CHUNK).map(move |start| start..(start + CHUNK).min(from + rows))
+    }
+
+    /// Those of a chunk's keys that the query at `position` sees, counted from the chunk's first. May be empty.
+    fn seen(self, position: usize, chunk: &Range<usize>) -> Range<usize> {
+        let end = (position + 1).clamp(chunk.start, chunk.end) - chunk.start;
+        let start = self.first_seen(position).saturating_sub(chunk.start);
+        start.min(end)..end
+    }
+
+    /// First columns of the key head and of the value head that a query head reads.
+    fn key_value_columns(self, head: usize) -> (usize, usize) {
+        let heads = self.heads;
+        let key = (heads.query + head / heads.group()) * heads.size;
+        (key, key + heads.key_value * heads.size)
+    }
 }
 
 /// Attention of `m` new rows over everything cached: `queries` is `[m, H·d]`, `keys` and `values` hold `past + m` rows of
@@ -173,16 +170,30 @@ pub fn forward_cached(queries: &[f32], keys: &[f32], values: &[f32], past: usize
     out
 }
 
-type Task = ((usize, usize), usize);
+/// Query heads that one thread computes for one sequence: neighbours that read the same key head.
+struct Task {
+    start: usize,
+    end: usize,
+    heads: Range<usize>,
+}
+
+/// Fewer tasks are divided further, so that threads share the heads of a long sequence evenly.
+const ENOUGH: usize = 8;
 
 fn tasks(segments: &Segments, heads: Heads) -> Vec<Task> {
-    segments.bounds.iter().flat_map(|bounds| (0..heads.key_value).map(move |kv| (*bounds, kv))).collect()
+    let together = if segments.bounds.len() * heads.key_value < ENOUGH { 1 } else { heads.group() };
+    let of_sequence = |(start, end): (usize, usize)| {
+        let firsts = (0..heads.query).step_by(together);
+        firsts.map(move |first| Task { start, end, heads: first..first + together })
+    };
+    segments.bounds.iter().copied().flat_map(of_sequence).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::testing::{check_gradient, dot, random};
+    use candle_core::Tensor;
 
     const HEADS: Heads = Heads { query: 4, key_value: 2, size: 8 };
     const PLAIN: Settings = Settings { heads: HEADS, scale: 0.353_553_4, soft_cap: None, window: None };
@@ -225,8 +236,9 @@ mod tests {
 
     #[test]
     fn forward_equals_the_textbook_form_across_blocks_and_sequences() {
-        let lengths = [3, 150, 1, 64];
-        let qkv = random(1, &[218, HEADS.width()], 2.0);
+        // longer than two chunks of keys; a window of 70 leaves the first chunk behind
+        let lengths = [3, 530, 1, 64];
+        let qkv = random(1, &[598, HEADS.width()], 2.0);
         for settings in VARIANTS {
             let (out, _) = forward(&qkv, &Segments::from_lengths(&lengths), settings).unwrap();
             for (row, wanted) in out.to_vec2::<f32>().unwrap().iter().zip(naive(&qkv, &lengths, settings)) {
@@ -239,8 +251,8 @@ mod tests {
 
     #[test]
     fn backward_agrees_with_finite_differences() {
-        let segments = Segments::from_lengths(&[70, 2]);
-        let (qkv, d_out) = (random(1, &[72, HEADS.width()], 1.0), random(2, &[72, HEADS.query * HEADS.size], 1.0));
+        let segments = Segments::from_lengths(&[300, 2]);
+        let (qkv, d_out) = (random(1, &[302, HEADS.width()], 1.0), random(2, &[302, HEADS.query * HEADS.size], 1.0));
         for settings in VARIANTS {
             let (out, log_sums) = forward(&qkv, &segments, settings).unwrap();
             let grad = backward(&d_out, &qkv, &out, &log_sums, &segments, settings).unwrap();
