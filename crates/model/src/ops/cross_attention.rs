@@ -13,11 +13,12 @@ use rayon::prelude::*;
 
 use super::attention::Segments;
 use super::attention::backward::row_gradient;
-use super::attention::kernel::{Shared, softmax};
+use super::attention::cached::softmax;
 use super::gemm::{Threads, View, ViewMut, Write, gemm};
 use super::relative_position::RelativeBias;
+use super::shared::Shared;
 
-/// Query rows handled at once; see [`super::attention`].
+/// Query rows handled at once: 64 rows of scores of a 2,048-token sequence take 512 KB, which stays in the second-level cache.
 const BLOCK: usize = 64;
 
 /// Which keys a query sees.

@@ -2,8 +2,8 @@
 //!
 //! candle's own `matmul` always allocates its result; training accumulates (base product, then adapter product) into one.
 //! Both use the same `gemm` crate, which chooses AVX-512, AVX2 or NEON at run time. For a given shape each result element is
-//! summed in one fixed order, whatever the number of threads (tested below): strips of rows or columns are divided between them,
-//! and how `gemm` cuts the sum depends on its length alone.
+//! summed in one fixed order, whatever the number of threads (tested below): they have strips of rows or columns each, not too small
+//! ones, and how `gemm` adds up then depends on the length of the sum alone.
 
 use std::marker::PhantomData;
 
@@ -152,9 +152,9 @@ pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>
         return;
     }
     let by_rows = dst.rows >= dst.cols;
-    let length = if by_rows { dst.rows } else { dst.cols };
+    let (length, breadth) = if by_rows { (dst.rows, dst.cols) } else { (dst.cols, dst.rows) };
     let num_threads = if threads == Threads::Pool { rayon::current_num_threads() } else { 1 };
-    let num_strips = num_strips(2 * dst.rows * dst.cols * a.cols, length, num_threads);
+    let num_strips = num_strips(length, breadth, a.cols, num_threads);
     let start = Start(dst.start);
     let compute = |strip: usize| {
         let bound =
@@ -173,15 +173,21 @@ pub fn gemm(dst: ViewMut<'_>, write: Write, scale: f32, a: View<'_>, b: View<'_>
     if num_strips == 1 { compute(0) } else { (0..num_strips).into_par_iter().for_each(compute) }
 }
 
-/// Strips are multiples of this long, except the last: the kernels' tiles fit in whole.
+/// Strips are multiples of this long, except the last.
 const STRIP: usize = 48;
 /// Operations worth a task, some ten microseconds.
 const WORTH: usize = 1 << 20;
+/// With fewer results than these, `gemm` may take a kernel that adds in another order: no strip is as small.
+const SMALL: usize = 256;
 
 /// Into how many strips a product is divided. `gemm` can divide it itself, but its threads meet between packing and multiplying
-/// several times: two of them were slower than one at the shapes of a step (docs/benchmarks.md).
-fn num_strips(operations: usize, length: usize, num_threads: usize) -> usize {
-    if num_threads == 1 { 1 } else { (operations / WORTH).min(length / (2 * STRIP)).min(2 * num_threads).max(1) }
+/// several times: two of them were slower than one at the shapes of a step (docs/benchmarks.md, f32 matrix products).
+fn num_strips(length: usize, breadth: usize, depth: usize, num_threads: usize) -> usize {
+    if num_threads == 1 || length * breadth == 0 {
+        return 1;
+    }
+    let shortest = (2 * STRIP).max(SMALL / breadth + 2 * STRIP);
+    (2 * length * breadth * depth / WORTH).min(length / shortest).min(2 * num_threads).max(1)
 }
 
 /// The first element of a destination whose strips are written by several threads.

@@ -23,6 +23,7 @@ pub mod relu;
 pub mod rms_norm;
 pub mod rope;
 pub mod rope_scaling;
+mod shared;
 pub mod soft_cap;
 pub mod swiglu;
 

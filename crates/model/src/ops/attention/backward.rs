@@ -4,10 +4,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::forward::{hide, whole_vectors};
-use super::kernel::Shared;
-use super::tile::{self, ALIGNED, COLUMNS, Corner, Packed};
+use super::tile::{self, ALIGNED, COLUMNS, Causal, Packed};
 use super::{CHUNK, Segments, Settings, Task, tasks};
 use crate::error::Result;
+use crate::ops::shared::Shared;
 use crate::ops::{exp, host, soft_cap, tensor, vectorised};
 
 /// Gradient with respect to the fused rows.
@@ -26,7 +26,7 @@ pub fn backward(
     let mut grad = vec![0.0; n * width];
     let grad_ptr = Shared::new(&mut grad);
     let tasks = tasks(segments, heads);
-    let of_keys: Vec<OfKeys> = tasks
+    let of_keys: Vec<Option<OfKeys>> = tasks
         .par_iter()
         .map_init(
             || Block::new(d),
@@ -34,7 +34,7 @@ pub fn backward(
                 let Task { start, end, heads: of_task } = task;
                 let (k_column, v_column) = settings.key_value_columns(of_task.start);
                 let keys = Keys::new(&values[start * width..], end - start, (k_column, v_column), d, width);
-                let mut of_keys = OfKeys::zero(keys.rows.rows.len());
+                let mut of_keys = OfKeys::zero(keys.rows.values.len());
                 for head in of_task.clone() {
                     for from in (0..end - start).step_by(ALIGNED) {
                         let rows = ALIGNED.min(end - start - from);
@@ -54,27 +54,39 @@ pub fn backward(
                         }
                     }
                 }
-                of_keys
+                if of_task.len() == heads.group() {
+                    add_of_keys(&grad_ptr, &[of_keys], task, settings);
+                    return None;
+                }
+                Some(of_keys)
             },
         )
         .collect();
-    // tasks that read the same key head follow one another
+    // tasks that share a key head follow one another
     let per_key_head = tasks.first().map_or(1, |task| heads.group() / task.heads.len());
-    let groups = of_keys.par_chunks(per_key_head).zip(tasks.par_chunks(per_key_head));
-    groups.for_each(|(group, tasks)| {
-        let (k_column, v_column) = settings.key_value_columns(tasks[0].heads.start);
-        let padded = d.next_multiple_of(COLUMNS);
-        for row in 0..tasks[0].end - tasks[0].start {
-            let at = (tasks[0].start + row) * width;
-            // SAFETY: this task alone writes the columns of its key head and its value head in the rows of its sequence.
-            let (dk, dv) = unsafe { (grad_ptr.from(at + k_column), grad_ptr.from(at + v_column)) };
-            for of_task in group {
-                add(&mut dk[..d], &of_task.dk[row * padded..]);
-                add(&mut dv[..d], &of_task.dv[row * padded..]);
-            }
-        }
+    of_keys.par_chunks(per_key_head).zip(tasks.par_chunks(per_key_head)).for_each(|(of_keys, tasks)| {
+        let of_keys: Vec<&OfKeys> = of_keys.iter().flatten().collect();
+        add_of_keys(&grad_ptr, &of_keys, &tasks[0], settings);
     });
     tensor(grad, (n, width))
+}
+
+/// Adds `dK` and `dV` of a task's key head, of which no other thread computes anything at the same time.
+fn add_of_keys<K: std::borrow::Borrow<OfKeys>>(grad: &Shared<'_>, of_keys: &[K], task: &Task, settings: Settings) {
+    let (d, width) = (settings.heads.size, settings.heads.width());
+    let (k_column, v_column) = settings.key_value_columns(task.heads.start);
+    let padded = d.next_multiple_of(COLUMNS);
+    for row in 0..task.end - task.start {
+        let at = (task.start + row) * width;
+        for of_task in of_keys {
+            let OfKeys { dk, dv } = of_task.borrow();
+            // SAFETY: the caller alone writes the columns of this key head and this value head in the rows of the sequence.
+            unsafe {
+                add(&mut grad.from(at + k_column)[..d], &dk[row * padded..]);
+                add(&mut grad.from(at + v_column)[..d], &dv[row * padded..]);
+            }
+        }
+    }
 }
 
 fn add(sum: &mut [f32], values: &[f32]) {
@@ -134,22 +146,34 @@ impl Block {
         dq.clear();
         dq.resize(ALIGNED * width, 0.0);
         for chunk in settings.chunks(from, rows) {
-            let corner = Corner { rows, len: chunk.len(), offset: from - chunk.start };
-            tile::scores(p, CHUNK, queries, &keys.key_panels[chunk.start * d..], d, corner);
-            tile::scores(ds, CHUNK, d_out, &keys.value_panels[chunk.start * d..], d, corner);
+            let causal = Causal { rows, len: chunk.len(), offset: from - chunk.start };
+            tile::scores(p, CHUNK, queries, &keys.key_panels[chunk.start * d..], d, causal);
+            tile::scores(ds, CHUNK, d_out, &keys.value_panels[chunk.start * d..], d, causal);
             for (row, (p, ds)) in p.chunks_exact_mut(CHUNK).zip(ds.chunks_exact_mut(CHUNK)).take(rows).enumerate() {
                 let seen = settings.seen(from + row, &chunk);
-                if !seen.is_empty() {
-                    // also of what lies beside them in the same vectors, which is hidden afterwards
-                    let vectors = whole_vectors(&seen);
-                    gradients(&mut p[vectors.clone()], &mut ds[vectors], log_sums[row], delta[row], settings);
-                }
+                // also of what lies beside them in the same vectors, which is hidden afterwards
+                let vectors = whole_vectors(&seen);
+                gradients(&mut p[vectors.clone()], &mut ds[vectors], log_sums[row], delta[row], settings);
                 hide(p, &seen);
                 hide(ds, &seen);
             }
-            tile::gather(dq, ds, CHUNK, &keys.rows.rows[chunk.start * width..], width, corner);
-            tile::scatter(&mut of_keys.dk[chunk.start * width..], ds, CHUNK, &queries.rows, width, corner);
-            tile::scatter(&mut of_keys.dv[chunk.start * width..], p, CHUNK, &d_out.rows, width, corner);
+            tile::add_product(dq, ds, CHUNK, &keys.rows.values[chunk.start * width..], width, causal);
+            tile::add_transposed_product(
+                &mut of_keys.dk[chunk.start * width..],
+                ds,
+                CHUNK,
+                &queries.values,
+                width,
+                causal,
+            );
+            tile::add_transposed_product(
+                &mut of_keys.dv[chunk.start * width..],
+                p,
+                CHUNK,
+                &d_out.values,
+                width,
+                causal,
+            );
         }
     }
 }

@@ -3,10 +3,10 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::kernel::Shared;
-use super::tile::{self, ALIGNED, COLUMNS, Corner, Packed, ROWS};
+use super::tile::{self, ALIGNED, COLUMNS, Causal, Packed, ROWS};
 use super::{CHUNK, Segments, Settings, Task, tasks};
 use crate::error::Result;
+use crate::ops::shared::Shared;
 use crate::ops::{exp, host, largest, soft_cap, tensor, vectorised};
 
 /// `O` and `L`.
@@ -71,14 +71,10 @@ impl Block {
         out.resize(ALIGNED * vals.width, 0.0);
         (*max, *sum) = ([f32::NEG_INFINITY; ALIGNED], [0.0; ALIGNED]);
         for chunk in settings.chunks(from, rows) {
-            let corner = Corner { rows, len: chunk.len(), offset: from - chunk.start };
-            tile::scores(scores, CHUNK, queries, &keys[chunk.start * d..], d, corner);
+            let causal = Causal { rows, len: chunk.len(), offset: from - chunk.start };
+            tile::scores(scores, CHUNK, queries, &keys[chunk.start * d..], d, causal);
             for (row, scores) in scores.chunks_exact_mut(CHUNK).take(rows).enumerate() {
                 let seen = settings.seen(from + row, &chunk);
-                if seen.is_empty() {
-                    hide(scores, &seen);
-                    continue;
-                }
                 let before = max[row];
                 let added = weights(scores, seen.start, seen.end, settings, &mut max[row]);
                 hide(scores, &seen);
@@ -88,7 +84,7 @@ impl Block {
                     out[row * vals.width..][..vals.width].iter_mut().for_each(|value| *value *= factor);
                 }
             }
-            tile::gather(out, scores, CHUNK, &vals.rows[chunk.start * vals.width..], vals.width, corner);
+            tile::add_product(out, scores, CHUNK, &vals.values[chunk.start * vals.width..], vals.width, causal);
         }
     }
 }

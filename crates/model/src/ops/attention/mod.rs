@@ -17,24 +17,19 @@
 //! causality hides ([`tile`]). With a cache there is often one query only: [`forward_cached`] reads the keys where they lie.
 
 pub(super) mod backward;
+pub(super) mod cached;
 mod forward;
-pub(super) mod kernel;
 mod tile;
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use self::kernel::{Block, Rows, Shared};
 use self::tile::ALIGNED;
 pub use backward::backward;
+pub use cached::forward_cached;
 pub use forward::forward;
 
 /// Keys handled at once, beside [`ALIGNED`] queries: their scores take 46 KB, which stay near the processor.
 const CHUNK: usize = 5 * ALIGNED;
-
-/// Query rows of the cached form handled at once.
-const BLOCK: usize = 64;
 
 /// Where each sequence of a batch lies in the rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +123,8 @@ impl Settings {
         (first..from + rows).step_by(CHUNK).map(move |start| start..(start + CHUNK).min(from + rows))
     }
 
-    /// Those of a chunk's keys that the query at `position` sees, counted from the chunk's first. May be empty.
+    /// Those of a chunk's keys that the query at `position` sees, counted from the chunk's first. There is at least one: a window does
+    /// not move past a chunk within a block.
     fn seen(self, position: usize, chunk: &Range<usize>) -> Range<usize> {
         let end = (position + 1).clamp(chunk.start, chunk.end) - chunk.start;
         let start = self.first_seen(position).saturating_sub(chunk.start);
@@ -143,33 +139,6 @@ impl Settings {
     }
 }
 
-/// Attention of `m` new rows over everything cached: `queries` is `[m, H·d]`, `keys` and `values` hold `past + m` rows of
-/// `K·d`; query row `i` stands at position `past + i`. Returns `[m, H·d]`.
-pub fn forward_cached(queries: &[f32], keys: &[f32], values: &[f32], past: usize, settings: Settings) -> Vec<f32> {
-    let heads = settings.heads;
-    let (q_width, kv_width) = (heads.query * heads.size, heads.key_value * heads.size);
-    let m = queries.len() / q_width;
-    let mut out = vec![0.0; queries.len()];
-    let out_ptr = Shared::new(&mut out);
-    (0..heads.query).into_par_iter().for_each_init(Vec::new, |scores, head| {
-        let column = head / heads.group() * heads.size;
-        for from in (0..m).step_by(BLOCK) {
-            let to = (from + BLOCK).min(m);
-            let block = Block {
-                queries: Rows { data: queries, width: q_width, first_column: head * heads.size, first_row: from },
-                keys: Rows { data: keys, width: kv_width, first_column: column, first_row: 0 },
-                values: Rows { data: values, width: kv_width, first_column: column, first_row: 0 },
-                rows: past + from..past + to,
-                settings,
-            };
-            // SAFETY: this task alone writes the columns of its head.
-            let out = unsafe { out_ptr.from(from * q_width + head * heads.size) };
-            block.attend(scores, out, q_width, &mut [0.0; BLOCK]);
-        }
-    });
-    out
-}
-
 /// Query heads that one thread computes for one sequence: neighbours that read the same key head.
 struct Task {
     start: usize,
@@ -177,7 +146,7 @@ struct Task {
     heads: Range<usize>,
 }
 
-/// Fewer tasks are divided further, so that threads share the heads of a long sequence evenly.
+/// Fewer tasks are divided further: three key heads would keep two threads busy for two rounds of which one is half empty.
 const ENOUGH: usize = 8;
 
 fn tasks(segments: &Segments, heads: Heads) -> Vec<Task> {
@@ -193,12 +162,17 @@ fn tasks(segments: &Segments, heads: Heads) -> Vec<Task> {
 mod tests {
     use super::*;
     use crate::ops::testing::{check_gradient, dot, random};
+    use crate::ops::{host, tensor};
     use candle_core::Tensor;
 
     const HEADS: Heads = Heads { query: 4, key_value: 2, size: 8 };
     const PLAIN: Settings = Settings { heads: HEADS, scale: 0.353_553_4, soft_cap: None, window: None };
-    const VARIANTS: [Settings; 4] = [
+    // sizes that fill no tile, one key head for all
+    const ODD: Heads = Heads { query: 3, key_value: 1, size: 24 };
+    const VARIANTS: [Settings; 6] = [
         PLAIN,
+        Settings { heads: ODD, ..PLAIN },
+        Settings { heads: Heads { key_value: 3, ..ODD }, window: Some(250), ..PLAIN },
         Settings { window: Some(5), ..PLAIN },
         Settings { soft_cap: Some(1.5), scale: 0.7, ..PLAIN },
         Settings { soft_cap: Some(1.5), window: Some(70), ..PLAIN },
@@ -207,14 +181,14 @@ mod tests {
     /// The textbook form in f64.
     fn naive(qkv: &Tensor, lengths: &[usize], settings: Settings) -> Vec<Vec<f64>> {
         let rows = qkv.to_vec2::<f32>().unwrap();
-        let d = HEADS.size;
-        let mut out = vec![vec![0.0; HEADS.query * d]; rows.len()];
+        let Heads { query, key_value, size: d } = settings.heads;
+        let mut out = vec![vec![0.0; query * d]; rows.len()];
         for (start, end) in Segments::from_lengths(lengths).bounds() {
             for i in *start..*end {
-                for head in 0..HEADS.query {
-                    let kv = head / 2;
+                for head in 0..query {
+                    let kv = head / settings.heads.group();
                     let score = |j: usize| -> f64 {
-                        let k = (HEADS.query + kv) * d;
+                        let k = (query + kv) * d;
                         let dot: f64 =
                             (0..d).map(|c| f64::from(rows[i][head * d + c]) * f64::from(rows[j][k + c])).sum();
                         let score = dot * f64::from(settings.scale);
@@ -223,7 +197,7 @@ mod tests {
                     let seen = || (*start..=i).filter(|j| settings.window.is_none_or(|window| i - j < window));
                     let total: f64 = seen().map(|j| score(j).exp()).sum();
                     for j in seen() {
-                        let v = (HEADS.query + HEADS.key_value + kv) * d;
+                        let v = (query + key_value + kv) * d;
                         for c in 0..d {
                             out[i][head * d + c] += score(j).exp() / total * f64::from(rows[j][v + c]);
                         }
@@ -234,14 +208,16 @@ mod tests {
         out
     }
 
+    /// Around the sizes of blocks and chunks; the second is few enough tasks that heads are computed one by one.
+    const LENGTHS: [&[usize]; 2] = [&[3, 530, 1, 64, 5, 47, 48, 49, 239, 240, 241], &[300]];
+
     #[test]
     fn forward_equals_the_textbook_form_across_blocks_and_sequences() {
-        // longer than two chunks of keys; a window of 70 leaves the first chunk behind
-        let lengths = [3, 530, 1, 64];
-        let qkv = random(1, &[598, HEADS.width()], 2.0);
-        for settings in VARIANTS {
-            let (out, _) = forward(&qkv, &Segments::from_lengths(&lengths), settings).unwrap();
-            for (row, wanted) in out.to_vec2::<f32>().unwrap().iter().zip(naive(&qkv, &lengths, settings)) {
+        for (settings, lengths) in VARIANTS.into_iter().flat_map(|settings| LENGTHS.map(|lengths| (settings, lengths)))
+        {
+            let qkv = random(1, &[lengths.iter().sum(), settings.heads.width()], 2.0);
+            let (out, _) = forward(&qkv, &Segments::from_lengths(lengths), settings).unwrap();
+            for (row, wanted) in out.to_vec2::<f32>().unwrap().iter().zip(naive(&qkv, lengths, settings)) {
                 for (a, b) in row.iter().zip(wanted) {
                     assert!((f64::from(*a) - b).abs() < 1e-5, "{settings:?}: {a} {b}");
                 }
@@ -251,9 +227,11 @@ mod tests {
 
     #[test]
     fn backward_agrees_with_finite_differences() {
-        let segments = Segments::from_lengths(&[300, 2]);
-        let (qkv, d_out) = (random(1, &[302, HEADS.width()], 1.0), random(2, &[302, HEADS.query * HEADS.size], 1.0));
-        for settings in VARIANTS {
+        for (settings, lengths) in VARIANTS.into_iter().flat_map(|settings| LENGTHS.map(|lengths| (settings, lengths)))
+        {
+            let (n, heads) = (lengths.iter().sum(), settings.heads);
+            let segments = Segments::from_lengths(lengths);
+            let (qkv, d_out) = (random(1, &[n, heads.width()], 1.0), random(2, &[n, heads.query * heads.size], 1.0));
             let (out, log_sums) = forward(&qkv, &segments, settings).unwrap();
             let grad = backward(&d_out, &qkv, &out, &log_sums, &segments, settings).unwrap();
             check_gradient(&qkv, &grad, 3e-3, |x| dot(&forward(x, &segments, settings).unwrap().0, &d_out));
@@ -261,18 +239,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_number_stays_visible_and_does_not_reach_other_sequences() {
+        let mut values = host(&random(1, &[80, HEADS.width()], 1.0)).unwrap().to_vec();
+        values[(50 + 3) * HEADS.width()] = f32::NAN;
+        let qkv = tensor(values, (80, HEADS.width())).unwrap();
+        let (out, log_sums) = forward(&qkv, &Segments::from_lengths(&[50, 30]), PLAIN).unwrap();
+        let rows = out.to_vec2::<f32>().unwrap();
+        assert!(rows[..50].concat().iter().all(|value| value.is_finite()));
+        assert!(rows[53].iter().any(|value| value.is_nan()) && log_sums[53 * HEADS.query].is_nan());
+    }
+
+    #[test]
     fn cached_rows_equal_the_whole_sequence() {
         let n = 130;
-        let qkv = random(5, &[n, HEADS.width()], 1.0);
-        let rows = qkv.to_vec2::<f32>().unwrap();
-        let columns = |from: usize, heads: usize, rows: &[Vec<f32>]| -> Vec<f32> {
-            rows.iter().flat_map(|row| row[from * HEADS.size..(from + heads) * HEADS.size].to_vec()).collect()
-        };
-        let (keys, values) = (columns(4, 2, &rows), columns(6, 2, &rows));
         for settings in VARIANTS {
+            let Heads { query, key_value, size } = settings.heads;
+            let qkv = random(5, &[n, settings.heads.width()], 1.0);
+            let rows = qkv.to_vec2::<f32>().unwrap();
+            let columns = |from: usize, heads: usize, rows: &[Vec<f32>]| -> Vec<f32> {
+                rows.iter().flat_map(|row| row[from * size..(from + heads) * size].to_vec()).collect()
+            };
+            let (keys, values) = (columns(query, key_value, &rows), columns(query + key_value, key_value, &rows));
             let (out, _) = forward(&qkv, &Segments::from_lengths(&[n]), settings).unwrap();
             let out = out.to_vec2::<f32>().unwrap();
-            let late = forward_cached(&columns(0, 4, &rows[50..]), &keys, &values, 50, settings);
+            let late = forward_cached(&columns(0, query, &rows[50..]), &keys, &values, 50, settings);
             for (a, b) in late.iter().zip(out[50..].concat()) {
                 assert!((a - b).abs() < 1e-6);
             }

@@ -1,7 +1,7 @@
 //! The small matrix products of attention's blocks, in tiles of [`ROWS`] × [`COLUMNS`] sums that stay in registers.
 //!
-//! A block of scores has a hidden corner that a general product would compute, and it would pack the same keys anew for every
-//! block of queries. Here keys and values of a head are laid out once ([`Packed`]), and each product leaves out the tiles that
+//! A block of scores has a hidden causal that a general product would compute, and it would pack the same keys anew for every
+//! block of queries. Here keys and values of a head are laid out once for all its queries ([`Packed`]), and each product leaves out the tiles that
 //! causality hides: row `i` of a block sees the columns up to `offset + i`. Each sum has one fixed order.
 
 /// Rows of a tile.
@@ -13,8 +13,8 @@ pub(super) const ALIGNED: usize = 48;
 
 /// One head's rows of a sequence, followed by rows of zeros.
 pub(super) struct Packed {
-    /// `[rows, columns rounded up]`.
-    pub rows: Vec<f32>,
+    /// `[rows, width]`, both rounded up.
+    pub values: Vec<f32>,
     /// Width of a row.
     pub width: usize,
 }
@@ -23,18 +23,17 @@ impl Packed {
     /// `len` rows of `d` values, `stride` apart.
     pub fn new(data: &[f32], len: usize, d: usize, stride: usize) -> Self {
         let width = d.next_multiple_of(COLUMNS);
-        let mut packed = Self { rows: Vec::new(), width };
+        let mut packed = Self { values: Vec::new(), width };
         packed.fill(data, len, d, stride);
         packed
     }
 
     /// Other rows in the same memory.
     pub fn fill(&mut self, data: &[f32], len: usize, d: usize, stride: usize) {
-        // what is not overwritten below is zero already in a row that was filled before, except after a shorter fill
-        let filled = len * self.width;
-        self.rows.truncate(filled);
-        self.rows.resize(len.next_multiple_of(ALIGNED) * self.width, 0.0);
-        for (to, from) in self.rows.chunks_exact_mut(self.width).zip(data.chunks(stride)).take(len) {
+        // what lies beside the `d` values of a row is never written; rows of a longer fill before this one must go
+        self.values.truncate(len * self.width);
+        self.values.resize(len.next_multiple_of(ALIGNED) * self.width, 0.0);
+        for (to, from) in self.values.chunks_exact_mut(self.width).zip(data.chunks(stride)).take(len) {
             let (tos, froms) = (to.chunks_exact_mut(COLUMNS), from[..d].chunks_exact(COLUMNS));
             let rest = d - froms.remainder().len();
             // pieces of one length are copied without a call
@@ -45,8 +44,8 @@ impl Packed {
 
     /// The transposed rows in panels of [`COLUMNS`]: `[panels, d, COLUMNS]`.
     pub fn panels(&self, d: usize) -> Vec<f32> {
-        let mut panels = Vec::with_capacity(self.rows.len() / self.width * d);
-        for rows in self.rows.chunks_exact(COLUMNS * self.width) {
+        let mut panels = Vec::with_capacity(self.values.len() / self.width * d);
+        for rows in self.values.chunks_exact(COLUMNS * self.width) {
             for k in 0..d {
                 panels.extend((0..COLUMNS).map(|column| rows[column * self.width + k]));
             }
@@ -57,15 +56,15 @@ impl Packed {
 
 /// Which columns each row of a block sees: row `i` those up to `offset + i`, of `len`.
 #[derive(Clone, Copy)]
-pub(super) struct Corner {
+pub(super) struct Causal {
     pub rows: usize,
     pub len: usize,
     pub offset: usize,
 }
 
-impl Corner {
+impl Causal {
     /// Columns that the tile from row `first` on sees, as many as its last row does.
-    pub fn seen(self, first: usize) -> usize {
+    fn seen(self, first: usize) -> usize {
         self.len.min(self.offset + first + ROWS)
     }
 
@@ -83,21 +82,28 @@ struct Left<'a> {
     step: usize,
 }
 
-/// `scores = a · bᵀ` for the tiles that are seen: `a` is `[rows, d]` with rows `a_width` apart, `panels` as [`Packed::panels`] gives
-/// them, `scores` has rows of `stride`. What is right of a tile's last column is left as it was.
-pub(super) fn scores(scores: &mut [f32], stride: usize, a: &Packed, panels: &[f32], d: usize, corner: Corner) {
-    debug_assert!(corner.len.next_multiple_of(COLUMNS) <= stride);
-    dispatch(Scores { scores, stride, a, panels, d, corner });
+/// `scores = a · bᵀ` for the tiles that are seen: `panels` are `b` as [`Packed::panels`] gives it, `scores` has rows of `stride`. What is
+/// right of a tile's last column is left as it was.
+pub(super) fn scores(scores: &mut [f32], stride: usize, a: &Packed, panels: &[f32], d: usize, causal: Causal) {
+    debug_assert!(causal.len.next_multiple_of(COLUMNS) <= stride);
+    dispatch(Scores { scores, stride, a, panels, d, causal });
 }
 
-/// `out += p · b` over the columns of `p` that each tile sees; both packed, `out` with rows of `b.width`.
-pub(super) fn gather(out: &mut [f32], p: &[f32], stride: usize, b: &[f32], width: usize, corner: Corner) {
-    dispatch(Gather { out, p, stride, b, width, corner });
+/// `out += p · b` over the columns of `p` that each tile sees; `out` and `b` have rows of `width`, `p` rows of `stride`.
+pub(super) fn add_product(out: &mut [f32], p: &[f32], stride: usize, b: &[f32], width: usize, causal: Causal) {
+    dispatch(Product { out, p, stride, b, width, causal });
 }
 
 /// `out += pᵀ · b`: for every column of `p` the rows of `b` of those that see it.
-pub(super) fn scatter(out: &mut [f32], p: &[f32], stride: usize, b: &[f32], width: usize, corner: Corner) {
-    dispatch(Scatter { out, p, stride, b, width, corner });
+pub(super) fn add_transposed_product(
+    out: &mut [f32],
+    p: &[f32],
+    stride: usize,
+    b: &[f32],
+    width: usize,
+    causal: Causal,
+) {
+    dispatch(TransposedProduct { out, p, stride, b, width, causal });
 }
 
 trait Job {
@@ -111,69 +117,71 @@ struct Scores<'a> {
     a: &'a Packed,
     panels: &'a [f32],
     d: usize,
-    corner: Corner,
+    causal: Causal,
 }
 
 impl Job for Scores<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { scores, stride, a, panels, d, corner } = self;
-        for first in (0..corner.rows).step_by(ROWS) {
-            let left = Left { data: &a.rows[first * a.width..], row: a.width, step: 1 };
-            let num_panels = corner.seen(first).div_ceil(COLUMNS);
-            for (panel, right) in panels.chunks_exact(d * COLUMNS).take(num_panels).enumerate() {
+        let Self { scores, stride, a, panels, d, causal } = self;
+        let num_panels = causal.seen(causal.rows - 1).div_ceil(COLUMNS);
+        for (panel, right) in panels.chunks_exact(d * COLUMNS).take(num_panels).enumerate() {
+            // rows inside: queries and one panel stay in the first-level cache
+            let first_tile = causal.first_row(panel * COLUMNS) / ROWS * ROWS;
+            for first in (first_tile..causal.rows).step_by(ROWS) {
+                let left = Left { data: &a.values[first * a.width..], row: a.width, step: 1 };
                 let sums = tile::<FUSED>([[0.0; COLUMNS]; ROWS], left, right, COLUMNS, 0..d);
-                put(&mut scores[first * stride + panel * COLUMNS..], stride, &sums);
+                store(&mut scores[first * stride + panel * COLUMNS..], stride, &sums);
             }
         }
     }
 }
 
-struct Gather<'a> {
+struct Product<'a> {
     out: &'a mut [f32],
     p: &'a [f32],
     stride: usize,
     b: &'a [f32],
     width: usize,
-    corner: Corner,
+    causal: Causal,
 }
 
-impl Job for Gather<'_> {
+impl Job for Product<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { out, p, stride, b, width, corner } = self;
-        for first in (0..corner.rows).step_by(ROWS) {
+        let Self { out, p, stride, b, width, causal } = self;
+        for first in (0..causal.rows).step_by(ROWS) {
             let left = Left { data: &p[first * stride..], row: stride, step: 1 };
             for column in (0..width).step_by(COLUMNS) {
                 let at = first * width + column;
-                let sums = take(&out[at..], width);
-                let sums = tile::<FUSED>(sums, left, &b[column..], width, 0..corner.seen(first));
-                put(&mut out[at..], width, &sums);
+                let sums = load(&out[at..], width);
+                let sums = tile::<FUSED>(sums, left, &b[column..], width, 0..causal.seen(first));
+                store(&mut out[at..], width, &sums);
             }
         }
     }
 }
 
-struct Scatter<'a> {
+struct TransposedProduct<'a> {
     out: &'a mut [f32],
     p: &'a [f32],
     stride: usize,
     b: &'a [f32],
     width: usize,
-    corner: Corner,
+    causal: Causal,
 }
 
-impl Job for Scatter<'_> {
+impl Job for TransposedProduct<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { out, p, stride, b, width, corner } = self;
-        for first in (0..corner.len).step_by(ROWS) {
+        let Self { out, p, stride, b, width, causal } = self;
+        for first in (0..causal.len).step_by(ROWS) {
             let left = Left { data: &p[first..], row: 1, step: stride };
             for column in (0..width).step_by(COLUMNS) {
                 let at = first * width + column;
-                let sums = take(&out[at..], width);
-                let sums = tile::<FUSED>(sums, left, &b[column..], width, corner.first_row(first)..corner.rows);
-                put(&mut out[at..], width, &sums);
+                let sums = load(&out[at..], width);
+                let sums = tile::<FUSED>(sums, left, &b[column..], width, causal.first_row(first)..causal.rows);
+                store(&mut out[at..], width, &sums);
             }
         }
     }
@@ -214,7 +222,7 @@ fn tile<const FUSED: bool>(
 }
 
 #[inline(always)]
-fn take(from: &[f32], stride: usize) -> Sums {
+fn load(from: &[f32], stride: usize) -> Sums {
     let mut sums = [[0.0; COLUMNS]; ROWS];
     for (i, sums) in sums.iter_mut().enumerate() {
         sums.copy_from_slice(&from[i * stride..][..COLUMNS]);
@@ -223,7 +231,7 @@ fn take(from: &[f32], stride: usize) -> Sums {
 }
 
 #[inline(always)]
-fn put(to: &mut [f32], stride: usize, sums: &Sums) {
+fn store(to: &mut [f32], stride: usize, sums: &Sums) {
     for (i, sums) in sums.iter().enumerate() {
         to[i * stride..][..COLUMNS].copy_from_slice(sums);
     }
@@ -268,10 +276,10 @@ mod tests {
     }
 
     /// Rows, columns, and how far the first row sees.
-    fn corners() -> impl Iterator<Item = Corner> {
+    fn causals() -> impl Iterator<Item = Causal> {
         [(48, 48, 0), (5, 5, 0), (48, 240, 192), (7, 199, 192), (48, 240, 480), (1, 1, 0)]
             .into_iter()
-            .map(|(rows, len, offset)| Corner { rows, len, offset })
+            .map(|(rows, len, offset)| Causal { rows, len, offset })
     }
 
     fn dot(len: usize, product: impl Fn(usize) -> f32) -> f32 {
@@ -282,11 +290,11 @@ mod tests {
     fn every_score_that_is_seen_is_a_product_of_its_row_and_column() {
         // 24 is no multiple of a tile's width
         for d in [8, 24, 64] {
-            for Corner { rows, len, offset } in corners() {
+            for Causal { rows, len, offset } in causals() {
                 let (a, b) = (random(rows * d, 1), random(len * d, 2));
                 let mut found = vec![f32::NAN; ALIGNED * STRIDE];
                 let (packed, panels) = (Packed::new(&a, rows, d, d), Packed::new(&b, len, d, d).panels(d));
-                scores(&mut found, STRIDE, &packed, &panels, d, Corner { rows, len, offset });
+                scores(&mut found, STRIDE, &packed, &panels, d, Causal { rows, len, offset });
                 for i in 0..rows {
                     for j in 0..len.min(offset + i + 1) {
                         let wanted = dot(d, |k| a[i * d + k] * b[j * d + k]);
@@ -300,7 +308,7 @@ mod tests {
     #[test]
     fn products_with_a_triangle_add_what_its_rows_see() {
         for d in [8, 24, 64] {
-            for Corner { rows, len, offset } in corners() {
+            for Causal { rows, len, offset } in causals() {
                 let sees = |i: usize, j: usize| j < len && j <= offset + i;
                 let mut p = random(ALIGNED * STRIDE, 3);
                 for i in 0..rows {
@@ -309,10 +317,10 @@ mod tests {
                 let (of_columns, of_rows) = (random(len * d, 4), random(rows * d, 5));
                 let (columns, packed_rows) = (Packed::new(&of_columns, len, d, d), Packed::new(&of_rows, rows, d, d));
                 let width = columns.width;
-                let (mut gathered, mut scattered) = (vec![1.0; ALIGNED * width], vec![1.0; columns.rows.len()]);
-                let corner = Corner { rows, len, offset };
-                gather(&mut gathered, &p, STRIDE, &columns.rows, width, corner);
-                scatter(&mut scattered, &p, STRIDE, &packed_rows.rows, width, corner);
+                let (mut gathered, mut scattered) = (vec![1.0; ALIGNED * width], vec![1.0; columns.values.len()]);
+                let causal = Causal { rows, len, offset };
+                add_product(&mut gathered, &p, STRIDE, &columns.values, width, causal);
+                add_transposed_product(&mut scattered, &p, STRIDE, &packed_rows.values, width, causal);
                 for k in 0..d {
                     for i in 0..rows {
                         let wanted = 1.0 + dot(len, |j| p[i * STRIDE + j] * of_columns[j * d + k]);
@@ -331,7 +339,7 @@ mod tests {
     fn a_shorter_fill_leaves_nothing_of_a_longer_one() {
         let mut packed = Packed::new(&[1.0; 50 * 20], 50, 20, 20);
         packed.fill(&[2.0; 3 * 20], 3, 20, 20);
-        assert_eq!(packed.rows.len(), ALIGNED * packed.width);
-        assert_eq!(packed.rows.iter().sum::<f32>(), 2.0 * 60.0);
+        assert_eq!(packed.values.len(), ALIGNED * packed.width);
+        assert_eq!(packed.values.iter().sum::<f32>(), 2.0 * 60.0);
     }
 }
