@@ -1,11 +1,12 @@
-"""Training steps on one NVIDIA card: Tunesmith beside PyTorch + PEFT (SDPA), on Llama shapes with random weights.
+"""Training steps on one NVIDIA card: Tunesmith beside PyTorch + PEFT (SDPA) and Unsloth, on Llama shapes with random weights.
 
     python benches/gpu.py --binary FOLDER/gpu-steps          usually started by benches/gpu.sh
     python benches/gpu.py --binary FOLDER/gpu-steps --shapes 1B --dtypes bf16 --rounds 1
 
 Each measurement is a process of its own; the order is reversed from round to round. MFU is the useful operations of a step (as in
-`benches/src/flops.rs`) over its median time, by the card's dense peak for that number format. Both contenders get the same weights and
-tokens: first losses that differ, or a measurement that failed, end the program with an error.
+`benches/src/flops.rs`) over its median time, by the card's dense peak for that number format. All contenders get the same weights and
+tokens: first losses that differ, or a measurement that failed, end the program with an error. Unsloth is measured in bf16 where
+`--unsloth-python` names an interpreter that has it; else the table says that it was skipped.
 """
 
 import argparse
@@ -73,10 +74,19 @@ def peak_of(card: str) -> dict | None:
     return PEAK[max(known, key=lambda name: len(name.split()))] if known else None
 
 
+def without_unsloth(python: Path | None) -> str | None:
+    """Why Unsloth is skipped; None where it is installed, and if it cannot be imported there, that is a failed measurement."""
+    if python is None:
+        return "skipped: no --unsloth-python"
+    look = "import importlib.util; print(importlib.util.find_spec('unsloth') is not None)"
+    found = subprocess.run([str(python), "-c", look], capture_output=True, text=True, check=True).stdout.strip()
+    return None if found == "True" else "skipped: not installed where --unsloth-python points"
+
+
 def measure(contender: str, job: dict, chosen: argparse.Namespace) -> dict:
-    ours = contender == "tunesmith"
-    command = [str(chosen.binary)] if ours else [sys.executable, str(HERE / "gpu_peft.py")]
-    done = subprocess.run([*command, json.dumps(job)], capture_output=True, text=True)
+    command = {"tunesmith": [chosen.binary], "peft": [sys.executable, HERE / "gpu_peft.py"],
+               "unsloth": [chosen.unsloth_python, HERE / "gpu_unsloth.py"]}[contender]
+    done = subprocess.run([*map(str, command), json.dumps(job)], capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-2000:]}
 
 
@@ -116,7 +126,9 @@ def main() -> None:
     parser.add_argument("--recompute", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--unsloth-python", type=Path, help="of an environment with requirements-gpu-unsloth.txt")
     chosen = parser.parse_args()
+    skipped = without_unsloth(chosen.unsloth_python)
     answers: dict[tuple, list[dict]] = {}
     for shape in chosen.shapes:
         folder = chosen.models / shape
@@ -131,7 +143,8 @@ def main() -> None:
             batch = folder / f"batch-{dtype}.json"
             ids = [[draw.randrange(128000) for _ in range(length)] for _ in range(count)]
             batch.write_text(json.dumps(ids))
-            todo = [(recompute, contender) for recompute in chosen.recompute for contender in ["tunesmith", "peft"]]
+            contenders = ["tunesmith", "peft", *(["unsloth"] if dtype == "bf16" and not skipped else [])]
+            todo = [(recompute, contender) for recompute in chosen.recompute for contender in contenders]
             for index in range(chosen.rounds):
                 for recompute, contender in todo if index % 2 == 0 else reversed(todo):
                     job = dict(model=str(folder), batch=str(batch), dtype=dtype, recompute=bool(recompute), warmup=3,
@@ -147,6 +160,8 @@ def main() -> None:
     print("\n| shape | format | recompute | | ms/step | tokens/s | MFU | peak GiB | first loss |\n|---|---|---|---|---|---|---|---|---|")
     for key, found in answers.items():
         print(row(key, found))
+    if skipped and "bf16" in chosen.dtypes:
+        print(f"| | bf16 | | unsloth | {skipped} | | | | |")
     failed = sum("error" in answer for found in answers.values() for answer in found)
     wrong = [f"{failed} measurements failed: {chosen.results} has their messages"] if failed else []
     wrong += apart(answers)
