@@ -1,4 +1,7 @@
-"""Turns the lines of run.py into the quality table of docs/benchmarks.md: `report.py quality.jsonl`."""
+"""Turns the lines of run.py into the quality table of docs/benchmarks.md: `report.py quality.jsonl [times.jsonl]`.
+
+Times are those of the second file when there is one: of a machine that did nothing else.
+"""
 
 import json
 import sys
@@ -14,8 +17,13 @@ def spread(values: list[float], digits: int, factor: float = 1.0) -> str:
     return shown + (f" ± {stdev(values) * factor:.{digits}f}" if len(values) > 1 else "")
 
 
+def read(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
 def main() -> None:
-    rows = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    rows = read(sys.argv[1])
+    timed = read(sys.argv[2]) if len(sys.argv) > 2 else rows
     for task in ["documents", "facts", "format"]:
         here = [row for row in rows if row["data"] == task]
         if not here:
@@ -26,7 +34,7 @@ def main() -> None:
         # full fine-tuning trains every weight
         total = max((row["answer"]["trainable"] for row in rows if row["method"] == "full"), default=None)
         print(f"\n### {task}: {here[0]['answer']['steps']} steps{shown}\n")
-        header = ["method", "", "seeds", "test perplexity", "score %", "trainable %", "s", "peak MB", "gap"]
+        header = ["method", "", "seeds", "test perplexity", "score %", "trainable %", "ms/step", "peak MB", "gap"]
         print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
         for method in METHODS:
             for contender in ["ours", "peer"]:
@@ -40,10 +48,12 @@ def main() -> None:
                 if contender == "ours" and len(peers) > 1 and len(perplexities) > 1:
                     noise = (stdev(perplexities) ** 2 / len(perplexities) + stdev(peers) ** 2 / len(peers)) ** 0.5
                     gap = f"{(mean(perplexities) - mean(peers)) / noise:+.1f} standard errors"
+                times = [r["answer"]["seconds"] / r["answer"]["steps"] * 1000 for r in timed
+                         if (r["data"], r["method"], r["contender"]) == (task, method, contender)]
                 name = "transformers" if method == "full" else NAMES[contender]
                 print("| " + " | ".join([
                     method, name, str(len(found)), spread(perplexities, 3), spread(scores, 1, 100) if scores else "–",
-                    f"{found[0]['trainable'] / total:.2%}" if total else "–", f"{median([a['seconds'] for a in found]):.0f}",
+                    f"{found[0]['trainable'] / total:.2%}" if total else "–", f"{median(times):.0f}" if times else "–",
                     f"{median([a['peak_bytes'] for a in found]) / 1e6:,.0f}", gap]) + " |")
 
 

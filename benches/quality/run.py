@@ -2,7 +2,8 @@
 
     python benches/quality/tasks.py target/demo target/quality
     python benches/quality/run.py --tasks target/quality --results quality.jsonl      about two hours on two cores
-    python benches/quality/report.py quality.jsonl                                    the table
+    python benches/quality/run.py … --results times.jsonl --only facts --seeds 1 --epochs 2        a few minutes on a quiet machine
+    python benches/quality/report.py quality.jsonl times.jsonl                        the table, with the times of the second file
 
 Both contenders get the same tokens, rates, epochs, batches of eight sequences and settings of the method; seeds fix the start of
 the adapter and the order, each with its own random numbers.
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="*", default=["ours", "peer"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--rate", type=float, help="instead of each method's own")
+    parser.add_argument("--epochs", type=int, help="instead of each task's own; fewer are enough to compare times")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/tunesmith-bench")
     chosen = parser.parse_args()
@@ -70,7 +72,8 @@ def main() -> None:
                     if tuple(line.values()) in done:
                         continue
                     job = {"model": str(ROOT / "trainer-image/base-model"), "data": str(chosen.tasks / f"{task}.json"),
-                           "method": method, "learning_rate": rate, "epochs": EPOCHS[task], "batch_size": BATCH, "seed": seed}
+                           "method": method, "learning_rate": rate, "epochs": chosen.epochs or EPOCHS[task], "batch_size": BATCH,
+                           "seed": seed}
                     if contender == "ours":
                         command = [str(chosen.binary), json.dumps(ours(method, job, num_train))]
                     else:
