@@ -48,7 +48,8 @@ pub fn verify(root: &Path, only: &[String]) -> Result<()> {
     let steps: Vec<&Step> =
         STEPS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)).collect();
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    if let Some(warning) = disk::warning(&target)? {
+    let builds = steps.iter().any(|(name, _)| ["build", "test", "clippy"].contains(name));
+    if let Some(warning) = if builds { disk::warning(&target)? } else { None } {
         println!("== warning: {warning}");
     }
     let start = Instant::now();

@@ -2,8 +2,8 @@
 //!
 //! candle's own `matmul` always allocates its result; training accumulates (base product, then adapter product) into one.
 //! Both use the same `gemm` crate, which chooses AVX-512, AVX2 or NEON at run time. For a given shape each result element is
-//! summed in one fixed order, whatever the number of threads (tested below): they have strips of rows or columns each, not too small
-//! ones, and how `gemm` adds up then depends on the length of the sum alone.
+//! summed in one fixed order, whatever the number of threads (tested below): threads have strips of rows or columns, none so small that
+//! `gemm` adds up in another order than for the whole.
 
 use std::marker::PhantomData;
 
@@ -275,6 +275,11 @@ mod tests {
             (128, 4096, 256),
             (1, 768, 256),
             (1, 9000, 700),
+            // so narrow that strips of it could be small enough for another kernel
+            (512, 2, 2048),
+            (512, 1, 2048),
+            (1, 1024, 2048),
+            (2048, 8, 512),
         ] {
             for transposed in [false, true] {
                 let (a, b) = (random(m * k, 3), random(n * k, 4));

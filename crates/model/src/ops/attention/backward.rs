@@ -55,7 +55,7 @@ pub fn backward(
                     }
                 }
                 if of_task.len() == heads.group() {
-                    add_of_keys(&grad_ptr, &[of_keys], task, settings);
+                    add_of_keys(&grad_ptr, &of_keys, task, settings);
                     return None;
                 }
                 Some(of_keys)
@@ -65,26 +65,22 @@ pub fn backward(
     // tasks that share a key head follow one another
     let per_key_head = tasks.first().map_or(1, |task| heads.group() / task.heads.len());
     of_keys.par_chunks(per_key_head).zip(tasks.par_chunks(per_key_head)).for_each(|(of_keys, tasks)| {
-        let of_keys: Vec<&OfKeys> = of_keys.iter().flatten().collect();
-        add_of_keys(&grad_ptr, &of_keys, &tasks[0], settings);
+        of_keys.iter().flatten().for_each(|of_keys| add_of_keys(&grad_ptr, of_keys, &tasks[0], settings));
     });
     tensor(grad, (n, width))
 }
 
-/// Adds `dK` and `dV` of a task's key head, of which no other thread computes anything at the same time.
-fn add_of_keys<K: std::borrow::Borrow<OfKeys>>(grad: &Shared<'_>, of_keys: &[K], task: &Task, settings: Settings) {
+/// Adds to `dK` and `dV` of a task's key head, of which no other thread computes anything at the same time.
+fn add_of_keys(grad: &Shared<'_>, OfKeys { dk, dv }: &OfKeys, task: &Task, settings: Settings) {
     let (d, width) = (settings.heads.size, settings.heads.width());
     let (k_column, v_column) = settings.key_value_columns(task.heads.start);
     let padded = d.next_multiple_of(COLUMNS);
     for row in 0..task.end - task.start {
         let at = (task.start + row) * width;
-        for of_task in of_keys {
-            let OfKeys { dk, dv } = of_task.borrow();
-            // SAFETY: the caller alone writes the columns of this key head and this value head in the rows of the sequence.
-            unsafe {
-                add(&mut grad.from(at + k_column)[..d], &dk[row * padded..]);
-                add(&mut grad.from(at + v_column)[..d], &dv[row * padded..]);
-            }
+        // SAFETY: the caller alone writes the columns of this key head and this value head in the rows of the sequence.
+        unsafe {
+            add(&mut grad.from(at + k_column)[..d], &dk[row * padded..]);
+            add(&mut grad.from(at + v_column)[..d], &dv[row * padded..]);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Forward pass of attention; formulas in the module above.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -76,7 +78,7 @@ impl Block {
             for (row, scores) in scores.chunks_exact_mut(CHUNK).take(rows).enumerate() {
                 let seen = settings.seen(from + row, &chunk);
                 let before = max[row];
-                let added = weights(scores, seen.start, seen.end, settings, &mut max[row]);
+                let added = weights(scores, &seen, settings, &mut max[row]);
                 hide(scores, &seen);
                 let factor = exp(before - max[row]);
                 sum[row] = sum[row] * factor + added;
@@ -90,29 +92,29 @@ impl Block {
 }
 
 /// Zeros where a row does not see and a tile may look.
-pub(super) fn hide(row: &mut [f32], seen: &std::ops::Range<usize>) {
+pub(super) fn hide(row: &mut [f32], seen: &Range<usize>) {
     row[..seen.start].fill(0.0);
     let end = (seen.end + ROWS).min(row.len());
     row[seen.end..end].fill(0.0);
 }
 
 /// The whole vectors that hold what a row sees.
-pub(super) fn whole_vectors(seen: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+pub(super) fn whole_vectors(seen: &Range<usize>) -> Range<usize> {
     seen.start / COLUMNS * COLUMNS..seen.end.next_multiple_of(COLUMNS)
 }
 
 vectorised! {
-/// Products of the columns `start..end` become `exp(S − max)`, where `max` grows to the largest `S`; returns their sum. What lies beside
+/// Products of the columns that a row sees become `exp(S − max)`, where `max` grows to the largest `S`; returns their sum. What lies beside
 /// them in the same vectors is lost.
-fn weights(row: &mut [f32], start: usize, end: usize, settings: Settings, max: &mut f32) -> f32 {
-    let vectors = whole_vectors(&(start..end));
+fn weights(row: &mut [f32], seen: &Range<usize>, settings: Settings, max: &mut f32) -> f32 {
+    let vectors = whole_vectors(seen);
     let mut scale = settings.scale;
     if let Some(cap) = settings.soft_cap {
         row[vectors.clone()].iter_mut().for_each(|value| *value = soft_cap::value(*value * settings.scale, cap));
         scale = 1.0;
     }
-    row[vectors.start..start].fill(f32::NEG_INFINITY);
-    row[end..vectors.end].fill(f32::NEG_INFINITY);
+    row[vectors.start..seen.start].fill(f32::NEG_INFINITY);
+    row[seen.end..vectors.end].fill(f32::NEG_INFINITY);
     let row = &mut row[vectors];
     let largest = (largest(row) * scale).max(*max);
     *max = largest;

@@ -1,8 +1,8 @@
 //! The small matrix products of attention's blocks, in tiles of [`ROWS`] × [`COLUMNS`] sums that stay in registers.
 //!
-//! A block of scores has a hidden causal that a general product would compute, and it would pack the same keys anew for every
-//! block of queries. Here keys and values of a head are laid out once for all its queries ([`Packed`]), and each product leaves out the tiles that
-//! causality hides: row `i` of a block sees the columns up to `offset + i`. Each sum has one fixed order.
+//! A block of scores has a hidden corner that a general product would compute, and it would pack the same keys anew for every
+//! block of queries. Here keys and values of a head are laid out once for all its queries ([`Packed`]), and each product leaves out
+//! the tiles that causality hides ([`Causal`]). Each sum has one fixed order.
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 6;
@@ -91,7 +91,7 @@ pub(super) fn scores(scores: &mut [f32], stride: usize, a: &Packed, panels: &[f3
 
 /// `out += p · b` over the columns of `p` that each tile sees; `out` and `b` have rows of `width`, `p` rows of `stride`.
 pub(super) fn add_product(out: &mut [f32], p: &[f32], stride: usize, b: &[f32], width: usize, causal: Causal) {
-    dispatch(Product { out, p, stride, b, width, causal });
+    dispatch(Product { out, p, stride, b, width, causal, transposed: false });
 }
 
 /// `out += pᵀ · b`: for every column of `p` the rows of `b` of those that see it.
@@ -103,7 +103,7 @@ pub(super) fn add_transposed_product(
     width: usize,
     causal: Causal,
 ) {
-    dispatch(TransposedProduct { out, p, stride, b, width, causal });
+    dispatch(Product { out, p, stride, b, width, causal, transposed: true });
 }
 
 trait Job {
@@ -144,43 +144,20 @@ struct Product<'a> {
     b: &'a [f32],
     width: usize,
     causal: Causal,
+    transposed: bool,
 }
 
 impl Job for Product<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { out, p, stride, b, width, causal } = self;
-        for first in (0..causal.rows).step_by(ROWS) {
-            let left = Left { data: &p[first * stride..], row: stride, step: 1 };
+        let Self { out, p, stride, b, width, causal, transposed } = self;
+        let (num_rows, row, step) = if transposed { (causal.len, 1, stride) } else { (causal.rows, stride, 1) };
+        for first in (0..num_rows).step_by(ROWS) {
+            let left = Left { data: &p[first * row..], row, step };
+            let range = if transposed { causal.first_row(first)..causal.rows } else { 0..causal.seen(first) };
             for column in (0..width).step_by(COLUMNS) {
                 let at = first * width + column;
-                let sums = load(&out[at..], width);
-                let sums = tile::<FUSED>(sums, left, &b[column..], width, 0..causal.seen(first));
-                store(&mut out[at..], width, &sums);
-            }
-        }
-    }
-}
-
-struct TransposedProduct<'a> {
-    out: &'a mut [f32],
-    p: &'a [f32],
-    stride: usize,
-    b: &'a [f32],
-    width: usize,
-    causal: Causal,
-}
-
-impl Job for TransposedProduct<'_> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let Self { out, p, stride, b, width, causal } = self;
-        for first in (0..causal.len).step_by(ROWS) {
-            let left = Left { data: &p[first..], row: 1, step: stride };
-            for column in (0..width).step_by(COLUMNS) {
-                let at = first * width + column;
-                let sums = load(&out[at..], width);
-                let sums = tile::<FUSED>(sums, left, &b[column..], width, causal.first_row(first)..causal.rows);
+                let sums = tile::<FUSED>(load(&out[at..], width), left, &b[column..], width, range.clone());
                 store(&mut out[at..], width, &sums);
             }
         }
@@ -276,7 +253,7 @@ mod tests {
     }
 
     /// Rows, columns, and how far the first row sees.
-    fn causals() -> impl Iterator<Item = Causal> {
+    fn cases() -> impl Iterator<Item = Causal> {
         [(48, 48, 0), (5, 5, 0), (48, 240, 192), (7, 199, 192), (48, 240, 480), (1, 1, 0)]
             .into_iter()
             .map(|(rows, len, offset)| Causal { rows, len, offset })
@@ -290,7 +267,7 @@ mod tests {
     fn every_score_that_is_seen_is_a_product_of_its_row_and_column() {
         // 24 is no multiple of a tile's width
         for d in [8, 24, 64] {
-            for Causal { rows, len, offset } in causals() {
+            for Causal { rows, len, offset } in cases() {
                 let (a, b) = (random(rows * d, 1), random(len * d, 2));
                 let mut found = vec![f32::NAN; ALIGNED * STRIDE];
                 let (packed, panels) = (Packed::new(&a, rows, d, d), Packed::new(&b, len, d, d).panels(d));
@@ -308,7 +285,7 @@ mod tests {
     #[test]
     fn products_with_a_triangle_add_what_its_rows_see() {
         for d in [8, 24, 64] {
-            for Causal { rows, len, offset } in causals() {
+            for Causal { rows, len, offset } in cases() {
                 let sees = |i: usize, j: usize| j < len && j <= offset + i;
                 let mut p = random(ALIGNED * STRIDE, 3);
                 for i in 0..rows {
@@ -317,18 +294,18 @@ mod tests {
                 let (of_columns, of_rows) = (random(len * d, 4), random(rows * d, 5));
                 let (columns, packed_rows) = (Packed::new(&of_columns, len, d, d), Packed::new(&of_rows, rows, d, d));
                 let width = columns.width;
-                let (mut gathered, mut scattered) = (vec![1.0; ALIGNED * width], vec![1.0; columns.values.len()]);
+                let (mut product, mut transposed) = (vec![1.0; ALIGNED * width], vec![1.0; columns.values.len()]);
                 let causal = Causal { rows, len, offset };
-                add_product(&mut gathered, &p, STRIDE, &columns.values, width, causal);
-                add_transposed_product(&mut scattered, &p, STRIDE, &packed_rows.values, width, causal);
+                add_product(&mut product, &p, STRIDE, &columns.values, width, causal);
+                add_transposed_product(&mut transposed, &p, STRIDE, &packed_rows.values, width, causal);
                 for k in 0..d {
                     for i in 0..rows {
                         let wanted = 1.0 + dot(len, |j| p[i * STRIDE + j] * of_columns[j * d + k]);
-                        assert!((gathered[i * width + k] - wanted).abs() < 1e-4, "{d} {rows} {len} {offset}: {i}");
+                        assert!((product[i * width + k] - wanted).abs() < 1e-4, "{d} {rows} {len} {offset}: {i}");
                     }
                     for j in 0..len {
                         let wanted = 1.0 + dot(rows, |i| p[i * STRIDE + j] * of_rows[i * d + k]);
-                        assert!((scattered[j * width + k] - wanted).abs() < 1e-4, "{d} {rows} {len} {offset}: {j}");
+                        assert!((transposed[j * width + k] - wanted).abs() < 1e-4, "{d} {rows} {len} {offset}: {j}");
                     }
                 }
             }
